@@ -1,0 +1,32 @@
+"""The mathematics: tensors in, per-example tensors out. No model, no device, no logging, no routes.
+
+Reading order: labels (who wins), losses (F), corrections (T1, T3), kl, baselines, then objective, which adds them up.
+Source: SAIL, arXiv 2406.15567; the follow-up arXiv 2606.31524 for the KL penalties. docs/paper_map.md maps the symbols.
+"""
+
+from sail.objective.baselines import leave_one_out
+from sail.objective.corrections import label_surrogate, score_surrogate
+from sail.objective.kl import kl_estimate, kl_policy_ref_surrogate, kl_ref_policy_loss, nll_loss
+from sail.objective.labels import orient, self_label
+from sail.objective.logprobs import response_log_probs
+from sail.objective.losses import log_likelihoods
+from sail.objective.objective import ObjectiveSettings, ResponseLogProbs, RowColumns, RowLoss, row_loss
+
+__all__ = [
+    "ObjectiveSettings",
+    "ResponseLogProbs",
+    "RowColumns",
+    "RowLoss",
+    "kl_estimate",
+    "kl_policy_ref_surrogate",
+    "kl_ref_policy_loss",
+    "label_surrogate",
+    "leave_one_out",
+    "log_likelihoods",
+    "nll_loss",
+    "orient",
+    "response_log_probs",
+    "row_loss",
+    "score_surrogate",
+    "self_label",
+]

@@ -1,0 +1,273 @@
+"""Routes, presets, mixtures: a composition is a row of a table, never a branch in the code.
+
+A route says where the two responses and the label of an example come from. A run is a mixture of routes whose weights sum to 1.
+DPO = (dataset, dataset, dataset), DDP = (dataset, dataset, policy), DPP = (policy, policy, policy), DPR = (policy, policy, oracle).
+"DDP" is SAIL's name for "dataset prompt, dataset response, policy label"; it never means data parallel here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sail.errors import ConfigError
+
+Source = Literal["dataset", "policy"]
+Labeller = Literal["dataset", "policy", "oracle"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One composition: who wrote the first and the second response, and who labels the pair."""
+
+    name: str
+    first: Source
+    second: Source
+    label: Labeller
+    about: str
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether responses must be sampled for it."""
+        return "policy" in (self.first, self.second)
+
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether its rows need the dataset's responses."""
+        return "dataset" in (self.first, self.second)
+
+    @property
+    def has_score_term(self) -> bool:
+        """T1 exists where the policy wrote both responses."""
+        return self.first == self.second == "policy"
+
+    @property
+    def has_label_term(self) -> bool:
+        """T3 exists where the policy gave the label."""
+        return self.label == "policy"
+
+
+ROUTES = {
+    route.name: route
+    for route in (
+        Route("data", "dataset", "dataset", "dataset", "offline DPO on the given pairs"),
+        Route("ddp", "dataset", "dataset", "policy", "dataset pairs, labelled by the policy's own implicit reward"),
+        Route("dpp", "policy", "policy", "policy", "fresh pairs, labelled by the policy's own implicit reward"),
+        Route("dpr", "policy", "policy", "oracle", "fresh pairs, labelled by an oracle"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A route with its weight in the mixture and the coefficient c of its corrections."""
+
+    route: Route
+    weight: float
+    coefficient: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named mixture, with the options that are part of its definition."""
+
+    name: str
+    routes: Mapping[str, Mapping[str, float]]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    about: str = ""
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("dpo", {"data": {"weight": 1.0}}, {"loss_type": "sigmoid"}, "offline DPO, arXiv 2305.18290"),
+        Preset("ipo", {"data": {"weight": 1.0}}, {"loss_type": "ipo"}, "offline IPO, arXiv 2310.12036"),
+        Preset("slic", {"data": {"weight": 1.0}}, {"loss_type": "hinge"}, "offline SLiC-HF, arXiv 2305.10425"),
+        Preset(
+            "online-dpo",
+            {"dpr": {"weight": 1.0, "coefficient": 0.0}},
+            {"oracle_label": "argmax"},
+            "a fresh pair and an oracle label every step (OAIF), arXiv 2402.04792",
+        ),
+        Preset(
+            "self-dpo",
+            {"data": {"weight": 0.7}, "dpp": {"weight": 0.3, "coefficient": 0.0}},
+            {"policy_label": "argmax"},
+            "fresh pairs labelled by the implicit reward's argmax (as DICE, arXiv 2406.09760), beside the given pairs",
+        ),
+        Preset(
+            "sail-ddp",
+            {"data": {"weight": 0.6}, "ddp": {"weight": 0.4, "coefficient": 0.2}},
+            about="SAIL-DDP with the paper's weight and coefficient, arXiv 2406.15567",
+        ),
+        Preset(
+            "sail-dpp",
+            {"data": {"weight": 0.7}, "dpp": {"weight": 0.3, "coefficient": 0.2}},
+            about="SAIL-DPP with the paper's weight and coefficient, arXiv 2406.15567",
+        ),
+        Preset(
+            "sail-dpr",
+            {"data": {"weight": 0.7}, "dpr": {"weight": 0.3, "coefficient": 0.3}},
+            about="SAIL-DPR with the paper's weight and coefficient, arXiv 2406.15567",
+        ),
+        Preset(
+            "sail-mix",
+            {
+                "data": {"weight": 0.4},
+                "ddp": {"weight": 0.2, "coefficient": 0.2},
+                "dpp": {"weight": 0.2, "coefficient": 0.2},
+                "dpr": {"weight": 0.2, "coefficient": 0.3},
+            },
+            about="all routes together; the weights are ours, the coefficients the paper's",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The routes of one run, in table order; weights sum to 1."""
+
+    shares: tuple[Share, ...]
+
+    @property
+    def on_policy(self) -> tuple[Share, ...]:
+        """The shares whose responses are sampled."""
+        return tuple(share for share in self.shares if share.route.on_policy)
+
+    @property
+    def offline(self) -> tuple[Share, ...]:
+        """The shares that use the dataset's responses."""
+        return tuple(share for share in self.shares if share.route.needs_pairs)
+
+    @property
+    def needs_oracle(self) -> bool:
+        """Whether some route is labelled by an oracle."""
+        return any(share.route.label == "oracle" for share in self.shares)
+
+    @property
+    def corrected(self) -> bool:
+        """Whether some route carries a correction (c > 0)."""
+        return any(share.coefficient > 0 for share in self.shares)
+
+    @property
+    def only_self_labels(self) -> bool:
+        """Whether no label comes from outside the policy."""
+        return all(share.route.label == "policy" for share in self.shares)
+
+    def draw(self, uniform: float, *, has_pair: bool, prompt_only_share: float = 0.0) -> Share:
+        """The share of one row, from its own uniform number in [0, 1).
+
+        A prompt-only row can only take an on-policy route; a row with a pair takes correspondingly fewer of them, so that
+        the realised mixture keeps its weights:  P(on-policy | pair) = (W - s) / (1 - s), W the on-policy weight, s the
+        share of prompt-only rows in the dataset (`check_prompt_share` refuses s > W).
+        """
+        online = sum(share.weight for share in self.on_policy)
+        if not has_pair:
+            return _pick(self.on_policy, uniform * online)
+        if prompt_only_share == 0.0:
+            return _pick(self.shares, uniform * sum(share.weight for share in self.shares))
+        chance = (online - prompt_only_share) / (1.0 - prompt_only_share)
+        if uniform < chance:
+            return _pick(self.on_policy, uniform / chance * online)
+        return _pick(self.offline, (uniform - chance) / (1.0 - chance) * (1.0 - online))
+
+    def check_prompt_share(self, prompt_only: int, total: int) -> float:
+        """The share of prompt-only rows; refuses one that the weights cannot realise."""
+        share = prompt_only / total if total else 0.0
+        online = sum(share_.weight for share_ in self.on_policy)
+        if share > online + 1e-9:
+            raise ConfigError(
+                f"{prompt_only} of {total} training rows have a prompt only ({share:.0%}), but the on-policy routes weigh "
+                f"{online:.2f} together, so those weights cannot be realised. Raise the weight of dpp or dpr to at least "
+                f"{math.ceil(share * 100) / 100:.2f}, or give fewer prompt-only rows."
+            )
+        return min(share, online)
+
+
+def _pick(shares: Sequence[Share], point: float) -> Share:
+    """The share in whose interval of the cumulated weights `point` lies."""
+    for share in shares[:-1]:
+        if point < share.weight:
+            return share
+        point -= share.weight
+    return shares[-1]
+
+
+def mixture_of(preset: str | None, routes: Mapping[str, Any] | None) -> Mixture:
+    """The mixture that `preset` or `routes` describes; ConfigError with the way out if it is none."""
+    if preset is not None and routes is not None:
+        raise ConfigError("preset and routes were both given. Keep one: the preset, or the routes with their weights.")
+    if preset is None and routes is None:
+        raise ConfigError(f"No mixture: set preset to one of {', '.join(PRESETS)}, or give routes with their weights.")
+    if preset is not None:
+        routes = preset_of(preset).routes
+    return _parse_routes(routes or {})
+
+
+def preset_of(name: str) -> Preset:
+    """The preset called `name`."""
+    if name not in PRESETS:
+        raise ConfigError(f"There is no preset {name!r}. The presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _parse_routes(routes: Mapping[str, Any]) -> Mixture:
+    unknown = [name for name in routes if name not in ROUTES]
+    if unknown:
+        raise ConfigError(f"There is no route {unknown[0]!r}. The routes are {', '.join(ROUTES)}.")
+    shares = []
+    for name, route in ROUTES.items():
+        if name not in routes:
+            continue
+        share = _parse_share(route, routes[name])
+        if share is not None:
+            shares.append(share)
+    total = sum(share.weight for share in shares)
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        given = ", ".join(f"{share.route.name} {share.weight:g}" for share in shares) or "none"
+        hint = ""
+        if total < 1 and "data" not in routes:
+            hint = f" For the rest from the dataset, add data: {{weight: {1 - total:g}}}."
+        raise ConfigError(f"The weights of the routes sum to {total:g}, not to 1 (given: {given}).{hint}")
+    return Mixture(tuple(shares))
+
+
+def _parse_share(route: Route, entry: Any) -> Share | None:
+    if isinstance(entry, int | float) and not isinstance(entry, bool):
+        entry = {"weight": entry}
+    if not isinstance(entry, Mapping) or "weight" not in entry or set(entry) - {"weight", "coefficient"}:
+        raise ConfigError(
+            f"Route {route.name} is described by weight and coefficient, for example {{weight: 0.3, coefficient: 0.3}}; "
+            f"it was given {entry!r}."
+        )
+    weight, coefficient = _number(route, entry, "weight"), _number(route, {"coefficient": 0.0, **entry}, "coefficient")
+    if not 0.0 <= weight <= 1.0:
+        raise ConfigError(f"The weight of route {route.name} must lie in [0, 1]; it is {weight:g}.")
+    if coefficient < 0.0:
+        raise ConfigError(
+            f"The coefficient of route {route.name} is {coefficient:g}; a negative one would descend what it should climb. "
+            "Use 0 (no correction) to 1 (the exact gradient)."
+        )
+    if coefficient > 0.0 and not (route.has_score_term or route.has_label_term):
+        raise ConfigError(
+            f"Route {route.name} has no correction: neither its responses nor its labels come from the policy. "
+            f"Remove its coefficient ({coefficient:g})."
+        )
+    if weight == 0.0:
+        if coefficient > 0.0:
+            raise ConfigError(
+                f"Route {route.name} has a coefficient ({coefficient:g}) but weight 0, so it is absent. "
+                "Give it a weight or remove it."
+            )
+        return None
+    return Share(route, weight, coefficient)
+
+
+def _number(route: Route, entry: Mapping[str, Any], key: str) -> float:
+    value = entry[key]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"The {key} of route {route.name} must be a number; it is {value!r}.")
+    return float(value)

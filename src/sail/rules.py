@@ -1,0 +1,222 @@
+"""Which combinations of options are refused, and what to do instead. Runs when a config loads, before any model does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sail.errors import ConfigError
+from sail.fields import AlignmentFields
+from sail.mixture import Mixture, Preset, mixture_of, preset_of
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the run has beside its options. None means not known yet (a callable that is not imported, say)."""
+
+    oracle: bool
+    ref_model: bool
+    pairs: bool | None = None
+    prompts: bool | None = None
+    oracle_may_abstain: bool | None = None
+
+
+def apply_preset(options: AlignmentFields, written: frozenset[str] | None = None) -> dict[str, Any]:
+    """The options that the preset fixes, as a dict to set. What a user wrote is never overwritten: a conflict is refused.
+
+    `written` names the options the user wrote; None means that this is unknown (a Python object), and then an option that
+    differs from its default counts as written.
+    """
+    if options.preset is None:
+        return {}
+    preset = preset_of(options.preset)
+    defaults = {field.name: field.default for field in fields(AlignmentFields)}
+    for name, value in preset.fixed.items():
+        given = getattr(options, name)
+        is_written = given != defaults[name] if written is None else name in written
+        if is_written and given != value:
+            raise ConfigError(_preset_conflict(preset, name, value, given))
+    return dict(preset.fixed)
+
+
+def _preset_conflict(preset: Preset, name: str, value: Any, given: Any) -> str:
+    routes = ", ".join(f"{route}: {dict(entry)}" for route, entry in preset.routes.items())
+    return (
+        f"Preset {preset.name} is defined with {name}: {value}, but {name}: {given} was given. Remove {name}, or drop the "
+        f"preset and write its routes out ({routes})."
+    )
+
+
+def check(options: AlignmentFields, have: Resources) -> Mixture:
+    """The mixture of a run whose options are allowed; ConfigError naming cause and way out otherwise."""
+    for message in _range_errors(options):
+        raise ConfigError(message)
+    mixture = mixture_of(options.preset, options.routes)
+    for rule in RULES:
+        message = rule(options, mixture, have)
+        if message:
+            raise ConfigError(message)
+    return mixture
+
+
+def _range_errors(options: AlignmentFields) -> Iterator[str]:
+    for field in fields(AlignmentFields):
+        choices = field.metadata["choices"]
+        value = getattr(options, field.name)
+        if choices and value not in choices:
+            later = " Rounds and best_worst are still to come." if field.name in ("refresh", "pairing", "ref_update") else ""
+            yield f"{field.name} is one of {', '.join(choices)}; it was given {value!r}.{later}"
+    for name in ("beta", "temperature", "kl_limit"):
+        value = getattr(options, name)
+        if value is not None and not (_is_number(value) and value > 0):
+            yield f"{name} must be a number above 0; it is {value!r}."
+    for name in ("kl_policy_ref", "kl_ref_policy", "nll"):
+        value = getattr(options, name)
+        if not (_is_number(value) and value >= 0):
+            yield f"{name} is a coefficient of at least 0; it is {value!r}."
+    for name in ("max_length", "max_prompt_length", "max_new_tokens", "generation_batch_size"):
+        value = getattr(options, name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            yield f"{name} must be a whole number of at least 1; it is {value!r}."
+    if options.samples_per_prompt != 2:
+        yield f"pairing: two makes a pair of two samples, so samples_per_prompt must be 2; it is {options.samples_per_prompt!r}."
+    if options.round_steps is not None or options.ratio_clip is not None:
+        yield "round_steps and ratio_clip belong to refresh: round, which is still to come. Remove them."
+    if not isinstance(options.eval_samples, int) or options.eval_samples < 0:
+        yield f"eval_samples is a number of prompts, 0 for none; it is {options.eval_samples!r}."
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+Rule = Callable[[AlignmentFields, Mixture, Resources], str | None]
+
+
+def _oracle_present(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if mixture.needs_oracle and not have.oracle:
+        return (
+            "Route dpr needs an oracle; with the policy's own labels it is dpp. Add an oracle "
+            "(oracle: {kind: function, path: reward.py:reward}) or use route dpp."
+        )
+    return None
+
+
+def _self_labels_carry_signal(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.loss_type != "sigmoid" or options.policy_label == "argmax":
+        return None
+    for share in mixture.shares:
+        if share.route.label == "policy" and share.coefficient == 0.0:
+            what = "gradient is exactly zero" if options.policy_label == "soft" else "expected gradient is zero, only noise remains"
+            return (
+                f"Route {share.route.name} with {options.policy_label} self-labels, the sigmoid loss and no correction learns "
+                f"nothing: its {what}. Give it a coefficient (the paper: 0.2) or set policy_label: argmax."
+            )
+    return None
+
+
+def _argmax_has_no_label_term(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.policy_label != "argmax":
+        return None
+    for share in mixture.shares:
+        if share.route.label == "policy" and share.coefficient > 0.0:
+            return (
+                f"Route {share.route.name} has coefficient {share.coefficient:g}, but policy_label: argmax is another objective "
+                "that has no label correction (T3). Set policy_label: soft or sampled, or the coefficient to 0."
+            )
+    return None
+
+
+def _self_labels_need_a_start(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if mixture.only_self_labels and not have.ref_model:
+        return (
+            "Every route labels itself and the reference is the starting model, so the implicit reward is 0 for every pair "
+            "and nothing can be learned from it. Add a data or dpr route, or give ref_model (the model before this one)."
+        )
+    return None
+
+
+def _baseline_and_abstention(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    corrected = [share for share in mixture.on_policy if share.coefficient > 0]
+    if options.baseline != "none" or not any(share.route.label == "oracle" for share in corrected):
+        return None
+    if options.oracle_label == "argmax" or have.oracle_may_abstain:
+        why = "argmax abstains on ties" if options.oracle_label == "argmax" else "this oracle may abstain"
+        return (
+            f"baseline: none cannot be used when labels may be missing ({why}): F is at most 0, so an abstention would be the "
+            "best outcome a response can have. Use baseline: leave_one_out."
+        )
+    return None
+
+
+def _no_dropout(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if not options.disable_dropout and (mixture.corrected or options.kl_policy_ref > 0):
+        return (
+            "disable_dropout: false cannot be used with corrections or kl_policy_ref: the responses were sampled without "
+            "dropout, so they must be scored without it. Set disable_dropout: true or all coefficients to 0."
+        )
+    return None
+
+
+def _penalties_have_samples(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.kl_policy_ref > 0 and not mixture.on_policy:
+        return "kl_policy_ref needs responses of the policy. Add a dpp or dpr route, or set it to 0."
+    if options.kl_policy_ref > 0 and options.temperature != 1.0:
+        return (
+            f"kl_policy_ref is estimated from samples at temperature 1, but temperature is {options.temperature:g}. "
+            "Set temperature: 1 or kl_policy_ref: 0."
+        )
+    if options.kl_ref_policy > 0 and not (options.data_from_reference and mixture.offline):
+        return (
+            "kl_ref_policy needs responses sampled from the reference; on the policy's own responses its expected gradient is "
+            "zero. If the dataset's responses were sampled from the reference, say so with data_from_reference: true and use a "
+            "data or ddp route; otherwise set kl_ref_policy: 0, or use kl_policy_ref."
+        )
+    if options.nll > 0 and not mixture.offline:
+        return "nll needs dataset responses. Add a data or ddp route, or set nll: 0."
+    return None
+
+
+def _lengths_fit(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    needed = options.max_prompt_length + options.max_new_tokens
+    if mixture.on_policy and needed > options.max_length:
+        return (
+            f"max_prompt_length {options.max_prompt_length} + max_new_tokens {options.max_new_tokens} = {needed} is above "
+            f"max_length {options.max_length}, and a sampled response is never cut after sampling. Raise max_length to {needed} "
+            "or lower the others."
+        )
+    return None
+
+
+def _data_present(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if have.pairs is False and mixture.offline:
+        names = " and ".join(share.route.name for share in mixture.offline)
+        return f"Route {names} needs preference pairs, but only prompts were given. Add data.train with pairs, or use dpp and dpr only."
+    if have.prompts and not mixture.on_policy:
+        return "Prompt-only rows can only be used by on-policy routes. Add a dpp or dpr route, or remove data.prompts."
+    return None
+
+
+def _kl_limit_has_estimate(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.kl_limit is not None and options.eval_samples == 0 and (not mixture.on_policy or options.temperature != 1.0):
+        return (
+            "kl_limit needs an estimate of the KL, which needs responses of the policy at temperature 1. Set eval_samples "
+            "(held-out prompts to answer at each evaluation) and eval_strategy, or add an on-policy route at temperature 1."
+        )
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    _oracle_present,
+    _self_labels_carry_signal,
+    _argmax_has_no_label_term,
+    _self_labels_need_a_start,
+    _baseline_and_abstention,
+    _no_dropout,
+    _penalties_have_samples,
+    _lengths_fit,
+    _data_present,
+    _kl_limit_has_estimate,
+)
