@@ -30,7 +30,9 @@ class AlignmentFields:
         "The mixture: for each route (data, ddp, dpp, dpr) its weight and, beside data, the coefficient c of its "
         "corrections (T1, T3). Weights sum to 1; c = 1 is the exact gradient, c < 1 a heuristic scaling.",
     )
-    beta: float = _option(0.1, "Inverse strength of the KL tie to the reference, in 1/nats; larger stays closer.")
+    beta: float = _option(
+        0.1, "Inverse strength of the KL tie to the reference, in 1/nats; larger stays closer."
+    )
     loss_type: str = _option(
         "sigmoid", "Pair loss: sigmoid (DPO), ipo, or hinge (SLiC).", ("sigmoid", "ipo", "hinge")
     )
@@ -53,24 +55,38 @@ class AlignmentFields:
         0.0, "Coefficient of KL(policy || reference), estimated from on-policy rows by its score function."
     )
     kl_ref_policy: float = _option(
-        0.0, "Coefficient of KL(reference || policy); needs rows sampled from the reference (data_from_reference)."
+        0.0,
+        "Coefficient of KL(reference || policy); needs rows sampled from the reference (data_from_reference).",
     )
     data_from_reference: bool = _option(
         False, "States that the dataset's responses were sampled from the reference; kl_ref_policy needs it."
     )
-    nll: float = _option(0.0, "Coefficient of the negative log-likelihood of both dataset responses, nats per pair.")
-    max_length: int = _option(1024, "Longest prompt + response in tokens; longer dataset responses are cut, without an EOS.")
+    nll: float = _option(
+        0.0, "Coefficient of the negative log-likelihood of both dataset responses, nats per pair."
+    )
+    max_length: int = _option(
+        1024, "Longest prompt + response in tokens; longer dataset responses are cut, without an EOS."
+    )
     max_prompt_length: int = _option(512, "Longest prompt in tokens; a longer one is a bad row.")
     max_new_tokens: int = _option(256, "Longest sampled response in tokens; one cut here has no EOS.")
     temperature: float = _option(
-        1.0, "Sampling temperature. At another value than 1 the corrections differentiate the tempered policy."
+        1.0,
+        "Sampling temperature. At another value than 1 the corrections differentiate the tempered policy.",
     )
-    stop_strings: list[str] | None = _option(None, "Strings that end a sampled response, beside the EOS tokens.")
+    stop_strings: list[str] | None = _option(
+        None, "Strings that end a sampled response, beside the EOS tokens."
+    )
     samples_per_prompt: int = _option(2, "Responses sampled per on-policy prompt.")
     pairing: str = _option("two", "How samples become a pair: two uses both.", ("two",))
-    refresh: str = _option("step", "When on-policy rows are sampled: step, afresh at every optimiser step.", ("step",))
-    round_steps: int | None = _option(None, "Optimiser steps of a round; for refresh: round, which is still to come.")
-    ratio_clip: float | None = _option(None, "Clip of the importance ratio of stale rows; for refresh: round, still to come.")
+    refresh: str = _option(
+        "step", "When on-policy rows are sampled: step, afresh at every optimiser step.", ("step",)
+    )
+    round_steps: int | None = _option(
+        None, "Optimiser steps of a round; for refresh: round, which is still to come."
+    )
+    ratio_clip: float | None = _option(
+        None, "Clip of the importance ratio of stale rows; for refresh: round, still to come."
+    )
     ref_update: str = _option("never", "When the reference is replaced by the policy: never.", ("never",))
     disable_dropout: bool = _option(True, "Switch all dropout off, LoRA's too; corrections need it.")
     precompute_ref_log_probs: bool = _option(
@@ -80,10 +96,11 @@ class AlignmentFields:
         None, "Rows per generate call; null samples the whole optimiser step in one call."
     )
     eval_samples: int = _option(
-        0, "Held-out prompts to answer at each evaluation: one seeded sample each, scored by the oracle; 0 is off."
+        0,
+        "Held-out prompts to answer at each evaluation: one seeded sample each, scored by the oracle; 0 is off.",
     )
     kl_limit: float | None = _option(
-        None, "Stop when KL(policy || reference), in nats per response, averaged since the last log line, is above this."
+        None,
+        "Stop when KL(policy || reference), in nats per response, averaged since the last log line, is above this.",
     )
     record_pairs: bool = _option(True, "Write every on-policy pair to pairs.jsonl.gz in the run folder.")
-

@@ -53,8 +53,16 @@ ROUTES = {
     route.name: route
     for route in (
         Route("data", "dataset", "dataset", "dataset", "offline DPO on the given pairs"),
-        Route("ddp", "dataset", "dataset", "policy", "dataset pairs, labelled by the policy's own implicit reward"),
-        Route("dpp", "policy", "policy", "policy", "fresh pairs, labelled by the policy's own implicit reward"),
+        Route(
+            "ddp",
+            "dataset",
+            "dataset",
+            "policy",
+            "dataset pairs, labelled by the policy's own implicit reward",
+        ),
+        Route(
+            "dpp", "policy", "policy", "policy", "fresh pairs, labelled by the policy's own implicit reward"
+        ),
         Route("dpr", "policy", "policy", "oracle", "fresh pairs, labelled by an oracle"),
     )
 }
@@ -84,7 +92,9 @@ PRESETS = {
     for preset in (
         Preset("dpo", {"data": {"weight": 1.0}}, {"loss_type": "sigmoid"}, "offline DPO, arXiv 2305.18290"),
         Preset("ipo", {"data": {"weight": 1.0}}, {"loss_type": "ipo"}, "offline IPO, arXiv 2310.12036"),
-        Preset("slic", {"data": {"weight": 1.0}}, {"loss_type": "hinge"}, "offline SLiC-HF, arXiv 2305.10425"),
+        Preset(
+            "slic", {"data": {"weight": 1.0}}, {"loss_type": "hinge"}, "offline SLiC-HF, arXiv 2305.10425"
+        ),
         Preset(
             "online-dpo",
             {"dpr": {"weight": 1.0, "coefficient": 0.0}},
@@ -199,9 +209,13 @@ def _pick(shares: Sequence[Share], point: float) -> Share:
 def mixture_of(preset: str | None, routes: Mapping[str, Any] | None) -> Mixture:
     """The mixture that `preset` or `routes` describes; ConfigError with the way out if it is none."""
     if preset is not None and routes is not None:
-        raise ConfigError("preset and routes were both given. Keep one: the preset, or the routes with their weights.")
+        raise ConfigError(
+            "preset and routes were both given. Keep one: the preset, or the routes with their weights."
+        )
     if preset is None and routes is None:
-        raise ConfigError(f"No mixture: set preset to one of {', '.join(PRESETS)}, or give routes with their weights.")
+        raise ConfigError(
+            f"No mixture: set preset to one of {', '.join(PRESETS)}, or give routes with their weights."
+        )
     if preset is not None:
         routes = preset_of(preset).routes
     return _parse_routes(routes or {})
@@ -243,7 +257,10 @@ def _parse_share(route: Route, entry: Any) -> Share | None:
             f"Route {route.name} is described by weight and coefficient, for example {{weight: 0.3, coefficient: 0.3}}; "
             f"it was given {entry!r}."
         )
-    weight, coefficient = _number(route, entry, "weight"), _number(route, {"coefficient": 0.0, **entry}, "coefficient")
+    weight, coefficient = (
+        _number(route, entry, "weight"),
+        _number(route, {"coefficient": 0.0, **entry}, "coefficient"),
+    )
     if not 0.0 <= weight <= 1.0:
         raise ConfigError(f"The weight of route {route.name} must lie in [0, 1]; it is {weight:g}.")
     if coefficient < 0.0:

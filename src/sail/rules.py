@@ -66,7 +66,11 @@ def _range_errors(options: AlignmentFields) -> Iterator[str]:
         choices = field.metadata["choices"]
         value = getattr(options, field.name)
         if choices and value not in choices:
-            later = " Rounds and best_worst are still to come." if field.name in ("refresh", "pairing", "ref_update") else ""
+            later = (
+                " Rounds and best_worst are still to come."
+                if field.name in ("refresh", "pairing", "ref_update")
+                else ""
+            )
             yield f"{field.name} is one of {', '.join(choices)}; it was given {value!r}.{later}"
     for name in ("beta", "temperature", "kl_limit"):
         value = getattr(options, name)
@@ -109,7 +113,11 @@ def _self_labels_carry_signal(options: AlignmentFields, mixture: Mixture, have: 
         return None
     for share in mixture.shares:
         if share.route.label == "policy" and share.coefficient == 0.0:
-            what = "gradient is exactly zero" if options.policy_label == "soft" else "expected gradient is zero, only noise remains"
+            what = (
+                "gradient is exactly zero"
+                if options.policy_label == "soft"
+                else "expected gradient is zero, only noise remains"
+            )
             return (
                 f"Route {share.route.name} with {options.policy_label} self-labels, the sigmoid loss and no correction learns "
                 f"nothing: its {what}. Give it a coefficient (the paper: 0.2) or set policy_label: argmax."
@@ -200,7 +208,11 @@ def _data_present(options: AlignmentFields, mixture: Mixture, have: Resources) -
 
 
 def _kl_limit_has_estimate(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
-    if options.kl_limit is not None and options.eval_samples == 0 and (not mixture.on_policy or options.temperature != 1.0):
+    if (
+        options.kl_limit is not None
+        and options.eval_samples == 0
+        and (not mixture.on_policy or options.temperature != 1.0)
+    ):
         return (
             "kl_limit needs an estimate of the KL, which needs responses of the policy at temperature 1. Set eval_samples "
             "(held-out prompts to answer at each evaluation) and eval_strategy, or add an on-policy route at temperature 1."

@@ -7,7 +7,9 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 
-def response_log_probs(logits: Tensor, input_ids: Tensor, response_mask: Tensor, temperature: float = 1.0) -> Tensor:
+def response_log_probs(
+    logits: Tensor, input_ids: Tensor, response_mask: Tensor, temperature: float = 1.0
+) -> Tensor:
     """log pi(y|x) per sequence: the sum over response tokens, at least float32; (N,), nats.
 
     logits (N, L, V): position i predicts token i + 1. input_ids (N, L). response_mask (N, L) is 1 on response tokens, the

@@ -9,7 +9,9 @@ from torch import Tensor
 LOSS_TYPES = ("sigmoid", "ipo", "hinge")
 
 
-def log_likelihoods(loss_type: str, margin: Tensor, mean_log_ratio_difference: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def log_likelihoods(
+    loss_type: str, margin: Tensor, mean_log_ratio_difference: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
     """F if the first response wins, and F if the second one wins; both (B,), nats for sigmoid.
 
     margin h = beta * (log pi/ref(y1) - log pi/ref(y2)), log-probs summed over response tokens      (B,)

@@ -119,7 +119,9 @@ def penalties(logps: ResponseLogProbs, columns: RowColumns, settings: ObjectiveS
     total = torch.zeros_like(logps.first)
     if settings.kl_policy_ref:
         first = kl_policy_ref_surrogate(logps.first - logps.ref_first, columns.kl_baseline_first, logps.first)
-        second = kl_policy_ref_surrogate(logps.second - logps.ref_second, columns.kl_baseline_second, logps.second)
+        second = kl_policy_ref_surrogate(
+            logps.second - logps.ref_second, columns.kl_baseline_second, logps.second
+        )
         total = total + settings.kl_policy_ref * columns.kl_weight * 0.5 * (first + second)
     if settings.kl_ref_policy:
         first = kl_ref_policy_loss(logps.first, logps.ref_first)

@@ -1,0 +1,16 @@
+"""Who prefers. Every oracle speaks one currency: the probability that the first response wins, or an abstention."""
+
+from sail.oracles.base import Oracle, ScoringOracle, ask
+from sail.oracles.function import PreferenceFunction, RewardFunction, as_oracle, load_callable
+from sail.oracles.policy import ImplicitReward
+
+__all__ = [
+    "ImplicitReward",
+    "Oracle",
+    "PreferenceFunction",
+    "RewardFunction",
+    "ScoringOracle",
+    "as_oracle",
+    "ask",
+    "load_callable",
+]

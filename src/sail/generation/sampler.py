@@ -1,0 +1,61 @@
+"""Drawing tokens from row-seeded numbers, and noticing where a row ends. Plugs into `generate` as its public hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria, StopStringCriteria
+
+
+class RowSeededSampler(LogitsProcessor):
+    """Inverse-CDF sampling: row i draws its t-th token with its own number u[i, t], by leaving only that token possible.
+
+    Used with do_sample=False, so the global random state is never touched. It sees the raw scores, hence records log pi of
+    the drawn token: (N, T) numbers instead of the (N, T, V) scores. Scores must be unprocessed (checked by the caller).
+    """
+
+    def __init__(self, uniforms: Tensor, temperature: float) -> None:
+        self.uniforms = uniforms
+        self.temperature = temperature
+        self.log_probs: list[Tensor] = []
+        self.first_scores: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores (N, V) -> the same shape with everything but the drawn token at -inf."""
+        step = len(self.log_probs)
+        if step == 0:
+            self.first_scores = scores
+        log_probs = torch.log_softmax(scores, dim=-1)
+        tempered = (
+            log_probs if self.temperature == 1.0 else torch.log_softmax(scores / self.temperature, dim=-1)
+        )
+        cumulated = tempered.double().exp().cumsum(dim=-1)
+        total = cumulated[:, -1:].contiguous()
+        token = torch.searchsorted(cumulated, self.uniforms[:, step : step + 1] * total, right=True)
+        # Rounding can push the number to the very end; the first position that reaches the total is the last possible token.
+        token = torch.minimum(token, torch.searchsorted(cumulated, total))
+        self.log_probs.append(log_probs.gather(1, token).squeeze(1))
+        return torch.full_like(scores, float("-inf")).scatter_(1, token, 0.0)
+
+
+class EndRecorder(StoppingCriteria):
+    """Where each row ended, by an EOS or a stop string; 0 while it has not. Never inferred from pad ids: pad may be an EOS."""
+
+    def __init__(
+        self, rows: int, eos_ids: Sequence[int], stop_strings: StopStringCriteria | None, device: torch.device
+    ) -> None:
+        self.eos_ids = torch.tensor(list(eos_ids), device=device)
+        self.stop_strings = stop_strings
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.step = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
+        """Which rows are finished, (N,) bool."""
+        self.step += 1
+        ended = torch.isin(input_ids[:, -1], self.eos_ids)
+        if self.stop_strings is not None:
+            ended = ended | self.stop_strings(input_ids, scores)
+        self.lengths = torch.where((self.lengths == 0) & ended, self.step, self.lengths)
+        return self.lengths > 0

@@ -1,0 +1,140 @@
+"""Sampling with `model.generate`, in process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+
+from sail import seeds
+from sail.errors import SailError
+from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey
+from sail.generation.sampler import EndRecorder, RowSeededSampler
+
+
+class TransformersGenerator(Generator):
+    """One `generate` call for all rows (or per `batch_size` rows), left padded, with the KV cache on.
+
+    `model` is a callable that returns the unwrapped model of the moment, so that the newest weights speak.
+    """
+
+    def __init__(self, model: Callable[[], Any], tokenizer: Any, settings: SamplingSettings) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self._checked = False
+
+    def sample(self, prompts: Sequence[Sequence[int]], keys: Sequence[SeedKey]) -> list[Sampled]:
+        """One response per prompt; see Generator."""
+        if not prompts:
+            return []
+        size = self.settings.batch_size or len(prompts)
+        # Rows of like length share a call, so that left padding stays short.
+        order = (
+            sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+            if size < len(prompts)
+            else range(len(prompts))
+        )
+        order = list(order)
+        responses: list[Sampled | None] = [None] * len(prompts)
+        with sampling_mode(self.model()) as model:
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                batch = self._generate(model, [prompts[row] for row in rows], [keys[row] for row in rows])
+                for row, response in zip(rows, batch, strict=True):
+                    responses[row] = response
+        return [response for response in responses if response is not None]
+
+    def _generate(
+        self, model: Any, prompts: Sequence[Sequence[int]], keys: Sequence[SeedKey]
+    ) -> list[Sampled]:
+        settings = self.settings
+        device = next(model.parameters()).device
+        input_ids, attention_mask = left_pad(prompts, settings.pad_id, device)
+        numbers = torch.stack(
+            [torch.from_numpy(seeds.uniforms(settings.max_new_tokens, *key)) for key in keys]
+        ).to(device)
+        sampler = RowSeededSampler(numbers, settings.temperature)
+        stops = (
+            StopStringCriteria(self.tokenizer, list(settings.stop_strings)) if settings.stop_strings else None
+        )
+        ends = EndRecorder(len(prompts), settings.eos_ids, stops, device)
+        output = model.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            generation_config=neutral_config(settings, check=not self._checked),
+            logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList([ends]),
+        )
+        if not self._checked:
+            check_untouched(sampler, output.logits[0])
+            self._checked = True
+            output = output.sequences
+        return self._collect(output[:, input_ids.shape[1] :], sampler, ends)
+
+    def _collect(self, tokens: Tensor, sampler: RowSeededSampler, ends: EndRecorder) -> list[Sampled]:
+        steps = tokens.shape[1]
+        ended = ends.lengths > 0
+        lengths = torch.where(ended, ends.lengths, steps)
+        log_probs = torch.stack(sampler.log_probs, dim=1).double()
+        inside = torch.arange(steps, device=tokens.device).unsqueeze(0) < lengths.unsqueeze(1)
+        totals = torch.where(inside, log_probs, 0.0).sum(dim=1).tolist()
+        ids = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        texts = self.tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True)
+        return [
+            Sampled(row, text, total, not end)
+            for row, text, total, end in zip(ids, texts, totals, ended.tolist(), strict=True)
+        ]
+
+
+@contextmanager
+def sampling_mode(model: Any) -> Iterator[Any]:
+    """The model in eval mode, without gradient, and without its own generation defaults, which would fill every unset field
+    of ours (top_k, temperature, repetition_penalty have leaked that way)."""
+    was_training, defaults = model.training, model.generation_config
+    model.eval()
+    model.generation_config = GenerationConfig()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        model.generation_config = defaults
+        model.train(was_training)
+
+
+def neutral_config(settings: SamplingSettings, *, check: bool) -> GenerationConfig:
+    """Greedy decoding, because the sampler leaves one token possible; nothing that changes scores."""
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=settings.max_new_tokens,
+        eos_token_id=list(settings.eos_ids),
+        pad_token_id=settings.pad_id,
+        use_cache=True,
+        output_logits=check,
+        return_dict_in_generate=check,
+    )
+
+
+def check_untouched(sampler: RowSeededSampler, raw: Tensor) -> None:
+    """Once per generator: the scores that the sampler saw are the model's raw logits, so that log-probs are the policy's own."""
+    seen = sampler.first_scores
+    if seen is None or not torch.equal(seen, raw.to(seen.dtype)):
+        raise SailError(
+            "The model's generate() changes scores before sampling (a logits processor of its own, or a watermark), so sampled "
+            "responses would not come from the policy being trained. Remove it from the model's generation settings."
+        )
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts as (N, P) ids and mask, right aligned."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt), dtype=torch.long)
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), mask.to(device)

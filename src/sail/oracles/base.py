@@ -1,0 +1,87 @@
+"""The contract of an oracle, and the one function through which it is asked."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from sail.errors import OracleError
+from sail.types import Pair, Preference, Prompt
+
+SHOWN_ROWS = 3
+SHOWN_CHARACTERS = 60
+
+
+class Oracle(ABC):
+    """Says which of two responses is preferred.
+
+    Contract: one Preference per pair, in order; a probability in [0, 1] or an abstention; splitting the batch changes nothing.
+    """
+
+    name: str
+    may_abstain: bool
+
+    @abstractmethod
+    def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
+        """The preference of each pair. Raises OracleError, naming the rows, if it cannot be had."""
+
+
+class ScoringOracle(Oracle):
+    """An oracle that can also score a single response; its preference is Bradley-Terry on the scores."""
+
+    @abstractmethod
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """One finite score per response, higher is better."""
+
+
+def ask(oracle: Oracle, pairs: Sequence[Pair]) -> tuple[list[Preference], int]:
+    """The preferences of `pairs` and how many of them the oracle was asked for.
+
+    Identical responses are a tie by definition: p = 1/2, and the oracle is not asked (nor paid).
+    """
+    answers: list[Preference | None] = [
+        Preference(0.5, "identical responses") if pair.first == pair.second else None for pair in pairs
+    ]
+    open_rows = [row for row, answer in enumerate(answers) if answer is None]
+    if open_rows:
+        asked = [pairs[row] for row in open_rows]
+        given = oracle.compare(asked)
+        check_count(oracle.name, asked, given)
+        for row, answer in zip(open_rows, given, strict=True):
+            answers[row] = answer
+    return [answer for answer in answers if answer is not None], len(open_rows)
+
+
+def check_count(name: str, pairs: Sequence[Pair], answers: Any) -> None:
+    """OracleError unless there is one answer per pair."""
+    if len(answers) != len(pairs):
+        raise OracleError(
+            f"Oracle {name} was asked about {len(pairs)} rows and gave {len(answers)} answers. It must return one value per "
+            f"row, in order. The rows: {describe(pairs, range(len(pairs)))}"
+        )
+
+
+def number_or_none(value: Any) -> float | None:
+    """The value as a float if it is a finite number (numpy and torch scalars included), else None."""
+    if isinstance(value, str | bytes | bool):
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def describe(pairs: Sequence[Pair], rows: Sequence[int] | range) -> str:
+    """A few rows by position and prompt, for error messages."""
+    shown = [f"row {row} ({_excerpt(pairs[row].prompt)})" for row in list(rows)[:SHOWN_ROWS]]
+    more = len(rows) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _excerpt(prompt: Prompt) -> str:
+    text = prompt if isinstance(prompt, str) else (prompt[-1].get("content", "") if prompt else "")
+    text = " ".join(text.split())
+    return repr(text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…")

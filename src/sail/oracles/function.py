@@ -1,0 +1,182 @@
+"""A Python callable as an oracle.
+
+Two forms, told apart by the number of their arguments:
+    reward(prompts, responses) -> list[float]                    p = sigmoid((reward(first) - reward(second)) / temperature)
+    prefers(prompts, first, second) -> list[float | None]        p directly; None abstains
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sail.errors import ConfigError, OracleError
+from sail.oracles.base import Oracle, ScoringOracle, check_count, describe, number_or_none
+from sail.types import Pair, Preference, Prompt
+
+
+class RewardFunction(ScoringOracle):
+    """Bradley-Terry preference on a reward callable: p = sigmoid((r(first) - r(second)) / temperature).
+
+    Rewards are in any unit; `temperature` is the reward difference that gives odds of e to 1. Never abstains.
+    """
+
+    may_abstain = False
+
+    def __init__(
+        self, function: Callable[..., Any], *, temperature: float = 1.0, name: str | None = None
+    ) -> None:
+        if not temperature > 0:
+            raise ConfigError(f"The oracle's temperature must be above 0; it is {temperature!r}.")
+        self.function = function
+        self.temperature = temperature
+        self.name = name or _name_of(function)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """The callable's rewards; OracleError naming the rows if it raises or returns anything but finite numbers."""
+        rows = [Pair(prompt, response, "") for prompt, response in zip(prompts, responses, strict=True)]
+        values = _call(self.name, self.function, rows, list(prompts), list(responses))
+        return _numbers(self.name, rows, values, "a finite reward")
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
+        """Both responses of all pairs scored in one call."""
+        prompts = [pair.prompt for pair in pairs]
+        responses = [pair.first for pair in pairs] + [pair.second for pair in pairs]
+        rewards = self.score(prompts + prompts, responses)
+        first, second = rewards[: len(pairs)], rewards[len(pairs) :]
+        return [Preference(_sigmoid((a - b) / self.temperature)) for a, b in zip(first, second, strict=True)]
+
+
+class PreferenceFunction(Oracle):
+    """A callable that returns the probability that the first response wins, or None to abstain."""
+
+    may_abstain = True
+
+    def __init__(self, function: Callable[..., Any], *, name: str | None = None) -> None:
+        self.function = function
+        self.name = name or _name_of(function)
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
+        """The callable's probabilities; OracleError naming the rows that are not in [0, 1]."""
+        values = _call(
+            self.name,
+            self.function,
+            pairs,
+            [pair.prompt for pair in pairs],
+            [pair.first for pair in pairs],
+            [pair.second for pair in pairs],
+        )
+        given = [0.5 if value is None else value for value in values]
+        numbers = _numbers(self.name, pairs, given, "a probability in [0, 1] or None")
+        outside = [row for row, number in enumerate(numbers) if not 0.0 <= number <= 1.0]
+        if outside:
+            raise OracleError(
+                f"Oracle {self.name} must return a probability in [0, 1] or None for each row; it returned "
+                f"{values[outside[0]]!r} for {describe(pairs, outside)}. If it scores single responses, give it the form "
+                "reward(prompts, responses)."
+            )
+        return [
+            Preference(None, f"{self.name} abstained") if value is None else Preference(number)
+            for value, number in zip(values, numbers, strict=True)
+        ]
+
+
+def as_oracle(
+    what: Oracle | Callable[..., Any], *, temperature: float = 1.0, name: str | None = None
+) -> Oracle:
+    """An oracle from an oracle, or from a callable in one of the two forms."""
+    if isinstance(what, Oracle):
+        return what
+    if not callable(what):
+        raise ConfigError(f"An oracle is a callable or an Oracle; it was given {type(what).__name__}.")
+    count = _positional_arguments(what)
+    if count == 2:
+        return RewardFunction(what, temperature=temperature, name=name)
+    if count == 3:
+        return PreferenceFunction(what, name=name)
+    raise ConfigError(
+        f"The oracle {name or _name_of(what)} takes {count} arguments. Write it as reward(prompts, responses) or as "
+        "prefers(prompts, first, second)."
+    )
+
+
+def load_callable(path: str) -> Callable[..., Any]:
+    """The callable named by `path/to/file.py:name`."""
+    file_name, separator, attribute = path.rpartition(":")
+    if not separator or not file_name or not attribute:
+        raise ConfigError(f"An oracle path has the form path/to/file.py:name; it was given {path!r}.")
+    file = Path(file_name)
+    if not file.is_file():
+        raise ConfigError(f"The oracle file {file_name} does not exist. Check oracle.path in the run config.")
+    spec = importlib.util.spec_from_file_location(f"sail_oracle_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"The oracle file {file_name} is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(
+            f"The oracle file {file_name} failed to load: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        names = sorted(
+            key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
+        )
+        raise ConfigError(f"{file_name} has no callable {attribute!r}; it has {', '.join(names) or 'none'}.")
+    return function
+
+
+def _call(name: str, function: Callable[..., Any], pairs: Sequence[Pair], *arguments: list[Any]) -> list[Any]:
+    try:
+        values = function(*arguments)
+    except Exception as error:
+        raise OracleError(
+            f"Oracle {name} raised {type(error).__name__}: {error} (asked about {len(pairs)} rows: "
+            f"{describe(pairs, range(len(pairs)))})"
+        ) from error
+    try:
+        values = list(values)
+    except TypeError:
+        raise OracleError(
+            f"Oracle {name} must return a list with one value per row; it returned {values!r}."
+        ) from None
+    check_count(name, pairs, values)
+    return values
+
+
+def _numbers(name: str, pairs: Sequence[Pair], values: Sequence[Any], wanted: str) -> list[float]:
+    numbers = [number_or_none(value) for value in values]
+    bad = [row for row, number in enumerate(numbers) if number is None]
+    if bad:
+        raise OracleError(
+            f"Oracle {name} must return {wanted} for each row; it returned {values[bad[0]]!r} for {describe(pairs, bad)}."
+        )
+    return [number for number in numbers if number is not None]
+
+
+def _positional_arguments(function: Callable[..., Any]) -> int:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return -1
+    return sum(
+        parameter.kind in kinds and parameter.default is inspect.Parameter.empty for parameter in parameters
+    )
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _sigmoid(value: float) -> float:
+    if value >= 0:
+        return 1.0 / (1.0 + math.exp(-min(value, 700.0)))
+    return math.exp(max(value, -700.0)) / (1.0 + math.exp(max(value, -700.0)))

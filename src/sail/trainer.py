@@ -1,0 +1,356 @@
+"""SAILTrainer: transformers.Trainer whose rows are replaced, once per optimiser step, by what their routes make of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EvalPrediction,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+)
+from transformers.trainer_utils import EvalLoopOutput
+
+from sail.data.collate import RowCollator
+from sail.data.encode import EncodedDataset, encode_rows, eos_ids, prepare_tokenizer
+from sail.data.sources import load_rows
+from sail.errors import ConfigError
+from sail.generation import SamplingSettings, TransformersGenerator, response_scores
+from sail.generation.scoring import unwrapped
+from sail.mixture import ROUTES, Mixture, Share
+from sail.objective import ObjectiveSettings, ResponseLogProbs, RowColumns, RowLoss, row_loss
+from sail.online import Example, collate, compare, dataset_responses, orient
+from sail.oracles import Oracle, as_oracle
+from sail.rules import Resources, check
+from sail.training.arguments import SAILConfig
+from sail.training.checkpoints import latest_checkpoint, require_complete
+from sail.training.held_out import answer_metrics, pair_metrics
+from sail.training.models import attach_adapter, disable_dropout
+from sail.training.progress import ReadableProgress, StopAtKL
+from sail.training.recorder import RunRecorder, pair_lines
+from sail.training.reference import Reference
+from sail.training.step import PhaseTimer, StepMaker, column, fill_weights, gather
+from sail.training.tracking import Tracker
+
+__all__ = ["SAILConfig", "SAILTrainer"]
+
+COLUMN_NAMES = tuple(RowColumns.__dataclass_fields__)
+
+
+class SAILTrainer(Trainer):
+    """Aligns a language model by a mixture of offline and on-policy preference routes.
+
+    Keyword names are DPOTrainer's. `train_dataset` holds TRL-format preference rows (or prompt-only rows for on-policy routes):
+    a datasets.Dataset, a list of dicts, a path to JSONL, or an EncodedDataset. `oracle` is an Oracle or a callable
+    reward(prompts, responses) or prefers(prompts, first, second). `ref_model` defaults to the starting weights.
+    """
+
+    # compute_loss returns a sum of globally weighted rows: nothing is left to divide.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | nn.Module,
+        args: SAILConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        oracle: Oracle | Callable[..., Any] | None = None,
+        ref_model: str | nn.Module | None = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else SAILConfig()
+        self.oracle = None if oracle is None else as_oracle(oracle)
+        tokenizer = processing_class
+        if tokenizer is None:
+            if not isinstance(model, str):
+                raise ConfigError("processing_class is missing: give the model's tokenizer.")
+            tokenizer = AutoTokenizer.from_pretrained(model)
+        prepare_tokenizer(tokenizer)
+        model = AutoModelForCausalLM.from_pretrained(model) if isinstance(model, str) else model
+        if isinstance(ref_model, str):
+            ref_model = AutoModelForCausalLM.from_pretrained(ref_model)
+        train_rows, eval_rows = (
+            self._encoded(rows, tokenizer, args) for rows in (train_dataset, eval_dataset)
+        )
+        self.mixture = self._checked_mixture(args, train_rows, ref_model)
+        model, frozen = self._with_reference(model, ref_model, peft_config, args)
+        self._metrics_of_user = kwargs.pop("compute_metrics", None)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=RowCollator(),
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
+            compute_metrics=self._pair_metrics,
+            callbacks=callbacks,
+            **kwargs,
+        )
+        # For releases of transformers without loss_is_scaled_for_ga: with a count given, nothing is divided either.
+        self.model_accepts_loss_kwargs = True
+        self._build(tokenizer, frozen)
+
+    @staticmethod
+    def _encoded(rows: Any, tokenizer: Any, args: SAILConfig) -> EncodedDataset | None:
+        if rows is None or isinstance(rows, EncodedDataset):
+            return rows
+        return encode_rows(
+            load_rows(rows), tokenizer, max_length=args.max_length, max_prompt_length=args.max_prompt_length
+        )
+
+    def _checked_mixture(self, args: SAILConfig, rows: EncodedDataset | None, ref_model: Any) -> Mixture:
+        prompt_only = 0 if rows is None else rows.prompt_only
+        have = Resources(
+            oracle=self.oracle is not None,
+            ref_model=ref_model is not None,
+            pairs=None if rows is None else prompt_only < len(rows),
+            prompts=prompt_only > 0,
+            oracle_may_abstain=None if self.oracle is None else self.oracle.may_abstain,
+        )
+        mixture = check(args, have)
+        self.prompt_only_share = 0.0 if rows is None else mixture.check_prompt_share(prompt_only, len(rows))
+        return mixture
+
+    @staticmethod
+    def _with_reference(model: Any, ref_model: Any, peft_config: Any, args: SAILConfig) -> tuple[Any, Any]:
+        """The model to train, and the frozen reference, or None where the disabled adapter is the reference."""
+        if args.disable_dropout:
+            disable_dropout(model)
+        if peft_config is not None or hasattr(model, "peft_config"):
+            model = attach_adapter(model, peft_config, has_reference=ref_model is not None)
+            if args.disable_dropout:
+                disable_dropout(model)
+            frozen = ref_model
+        else:
+            frozen = ref_model if ref_model is not None else copy.deepcopy(model)
+        if frozen is not None:
+            frozen.eval().requires_grad_(False)
+        return model, frozen
+
+    def _build(self, tokenizer: Any, frozen: Any) -> None:
+        """The parts of a step, and the callbacks of the run folder."""
+        args: SAILConfig = self.args
+        if frozen is not None:
+            frozen = self.accelerator.prepare_model(frozen.to(args.device), evaluation_mode=True)
+        pad_id = tokenizer.pad_token_id
+        self.settings = ObjectiveSettings(
+            args.beta, args.loss_type, args.policy_label, args.kl_policy_ref, args.kl_ref_policy, args.nll
+        )
+        self.timer = PhaseTimer()
+        self.tracker = Tracker(self.mixture)
+        sampling = SamplingSettings(
+            args.max_new_tokens,
+            args.temperature,
+            eos_ids(tokenizer, getattr(self.model, "generation_config", None)),
+            tuple(args.stop_strings or ()),
+            pad_id,
+            args.generation_batch_size,
+        )
+        self.generator = TransformersGenerator(lambda: unwrapped(self.model), tokenizer, sampling)
+        self.reference = Reference(lambda: self.model, frozen, pad_id)
+        self.maker = StepMaker(
+            mixture=self.mixture,
+            options=args,
+            settings=self.settings,
+            generator=self.generator,
+            oracle=self.oracle,
+            reference=self.reference,
+            seed=args.seed,
+            prompt_only_share=self.prompt_only_share,
+            pad_id=pad_id,
+            timer=self.timer,
+        )
+        self.recorder = RunRecorder(Path(args.output_dir), self.tracker, writes=self.is_world_process_zero())
+        self.add_callback(self.recorder)
+        if args.kl_limit is not None:
+            self.add_callback(StopAtKL(args.kl_limit))
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(ReadableProgress())
+        else:
+            self.remove_callback(PrinterCallback)
+
+    # ---- one optimiser step
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Train; `resume_from_checkpoint=True` continues the newest complete checkpoint of output_dir bit-identically.
+
+        An incomplete checkpoint (the run was killed while saving) is moved aside with a message; without any complete one
+        training starts from the beginning.
+        """
+        checkpoint: str | None = None
+        if resume_from_checkpoint is True:
+            with self.args.main_process_first(local=False, desc="looking for a checkpoint"):
+                found, messages = latest_checkpoint(Path(self.args.output_dir))
+            for message in messages:
+                self.warn(message)
+            checkpoint = None if found is None else str(found)
+        elif resume_from_checkpoint:
+            checkpoint = str(require_complete(Path(resume_from_checkpoint)))
+        if self.args.precompute_ref_log_probs and not self.reference.remember:
+            self._precompute()
+        self.timer.take()
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _precompute(self) -> None:
+        if self.train_dataset is not None and self.mixture.offline:
+            rows = [self.train_dataset[position] for position in range(len(self.train_dataset))]
+            self.reference.precompute(
+                rows, self.mixture.offline[0], self.args.per_device_eval_batch_size, self.args.device
+            )
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], int]:
+        """All micro-batches of the step at once: their rows are routed, answered, labelled and made into tensors."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        step = self.maker.make([batch["rows"] for batch in batches], self.state.global_step, self.args.device)
+        self.tracker.add_step(step)
+        if step.active_rows == 0:
+            self.warn(f"Step {self.state.global_step + 1}: every label abstained, so its pair loss is zero.")
+        if self.args.record_pairs and self.mixture.on_policy:
+            self.recorder.write_pairs(self.state.global_step, gather(pair_lines(step)))
+        return [self._ready(batch) for batch in step.batches], len(step.examples)
+
+    def _ready(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Without Python objects, and columns in float64 only where the model is: some devices have no float64."""
+        wide = next(self.model.parameters()).dtype == torch.float64
+        ready = {key: value for key, value in batch.items() if key != "examples"}
+        if wide:
+            return ready
+        return {
+            key: value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
+            for key, value in ready.items()
+        }
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's own, with its seconds counted under `policy` (forward and backward)."""
+        with self.timer.phase("policy"):
+            return super().training_step(*args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The sum of the micro-batch's weighted row losses: one forward over all first, then all second responses."""
+        result = self.row_losses(model, inputs)
+        self.tracker.add_result(result, inputs)
+        loss = result.loss.sum()
+        return (loss, {"margin": result.margin}) if return_outputs else loss
+
+    def row_losses(self, model: nn.Module, batch: dict[str, Any]) -> RowLoss:
+        """The objective of each row of a prepared batch."""
+        tempered = self.args.temperature if self.mixture.corrected else 1.0
+        scores, sampled = response_scores(model, batch, tempered)
+        rows = len(scores) // 2
+        lengths, reference = batch["lengths"], batch["ref_logps"].to(scores.dtype)
+        logps = ResponseLogProbs(
+            first=scores[:rows],
+            second=scores[rows:],
+            ref_first=reference[:rows],
+            ref_second=reference[rows:],
+            first_length=lengths[:rows],
+            second_length=lengths[rows:],
+            sampled_first=sampled[:rows],
+            sampled_second=sampled[rows:],
+        )
+        columns = {
+            name: batch[name] if name == "self_label" else batch[name].to(scores.dtype)
+            for name in COLUMN_NAMES
+        }
+        return row_loss(logps, RowColumns(**columns), self.settings)
+
+    # ---- logging and evaluation
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what the steps since the last line showed to Trainer's training log lines."""
+        if "loss" in logs:
+            logs = {**logs, **self.tracker.take(self.args.temperature)}
+            logs.update({f"seconds/{name}": round(seconds, 6) for name, seconds in self.timer.take().items()})
+        super().log(logs, start_time)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Held-out pairs as the data route: loss, margin and whether the row has a pair, (B, 3)."""
+        numbers = torch.zeros(len(inputs["rows"]), 3, dtype=torch.float64)
+        places = [place for place, row in enumerate(inputs["rows"]) if row["chosen_ids"] is not None]
+        if places:
+            result = self._score_pairs(model, [inputs["rows"][place] for place in places])
+            table = torch.stack(
+                [result.pair_loss.double(), result.margin.double(), torch.ones_like(result.margin).double()],
+                1,
+            )
+            numbers[places] = table.cpu()
+        numbers = numbers.float().to(self.args.device)
+        mean = numbers[places, 0].mean() if places else numbers.new_zeros(())
+        return mean, numbers, numbers[:, :1]
+
+    def _score_pairs(self, model: nn.Module, rows: Sequence[dict[str, Any]]) -> RowLoss:
+        share = Share(ROUTES["data"], 1.0)
+        examples = [Example(row, share, 0.0, *dataset_responses(row)) for row in rows]
+        compare(examples, None)
+        orient(examples, "soft", "soft")
+        batch = collate(examples, self.maker.pad_id)
+        batch["ref_logps"] = Reference(
+            lambda: self.model, self.reference.frozen, self.maker.pad_id
+        ).log_probs(batch, examples, self.args.device)
+        batch["examples"] = examples
+        fill_weights(batch, 1, {"active": len(rows), "online": 0, "paired": len(rows)}, False)
+        for name in ("baseline", "kl_baseline_first", "kl_baseline_second"):
+            batch[name] = column([0.0] * len(rows))
+        moved = {
+            key: value.to(self.args.device) if isinstance(value, Tensor) else value
+            for key, value in self._ready(batch).items()
+        }
+        with torch.no_grad():
+            return self.row_losses(model, moved)
+
+    def _pair_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        numbers = pair_metrics(prediction.predictions)
+        return {**numbers, **(self._metrics_of_user(prediction) if self._metrics_of_user else {})}
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Trainer's own over held-out pairs, then `eval_samples` held-out prompts answered."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        dataset = (args[0] if args else kwargs["dataloader"]).dataset
+        count = min(self.args.eval_samples, len(dataset))
+        if count:
+            numbers = answer_metrics(
+                [dataset[position] for position in range(count)],
+                generator=self.generator,
+                reference=self.reference,
+                oracle=self.oracle,
+                seed=self.args.seed,
+                pad_id=self.maker.pad_id,
+                temperature=self.args.temperature,
+                batch_size=2 * self.args.per_device_eval_batch_size,
+            )
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in numbers.items()})
+        return output
+
+    def warn(self, message: str) -> None:
+        """A message a person should see, once per event, from the main process."""
+        if self.is_world_process_zero():
+            from tqdm.auto import tqdm
+
+            tqdm.write(f"sail: {message}")

@@ -1,0 +1,47 @@
+"""SAILConfig: sail's own options beside every field of transformers.TrainingArguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+from sail.errors import ConfigError
+from sail.fields import AlignmentFields
+from sail.rules import apply_preset
+
+
+@dataclass
+class SAILConfig(AlignmentFields, TrainingArguments):
+    """Arguments of SAILTrainer. The options of AlignmentFields are explained in sail/fields.py, the rest by transformers.
+
+    Optimiser and learning rate default to TRL's (AdamW, 1e-6). bf16 defaults to whether the device supports it. A preset's
+    fixed options are set here; combinations that cannot be run are refused when the trainer is built.
+    """
+
+    learning_rate: float = field(default=1e-6, metadata={"help": "Initial learning rate of AdamW."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many optimiser steps."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bfloat16 autocast; null: yes on a GPU that supports it."}
+    )
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must stay false: rows are not model inputs."}
+    )
+
+    def __post_init__(self) -> None:
+        """Fill in what depends on the machine and the preset; ConfigError on a setting that cannot work."""
+        if self.remove_unused_columns:
+            raise ConfigError(
+                "remove_unused_columns must be false: rows carry prompts and responses, not model inputs. Remove it."
+            )
+        if self.bf16 is None:
+            self.bf16 = (
+                not self.fp16
+                and not self.use_cpu
+                and torch.cuda.is_available()
+                and torch.cuda.is_bf16_supported()
+            )
+        for name, value in apply_preset(self).items():
+            setattr(self, name, value)
+        super().__post_init__()

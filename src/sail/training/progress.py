@@ -1,0 +1,123 @@
+"""Callbacks a person notices: the progress bar, a clean stop on Ctrl-C, and the stop at a KL limit."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import TrainerCallback
+
+SHOWN = {
+    "loss": "loss",
+    "pair/accuracy": "accuracy",
+    "kl/policy_ref": "KL",
+    "response/length": "length",
+    "oracle/calls": "oracle",
+    "eval_reward": "held-out reward",
+    "eval_accuracy": "held-out accuracy",
+    "eval_kl": "held-out KL",
+}
+
+
+class ReadableProgress(TrainerCallback):
+    """One bar for the run, with the few numbers one watches; everything else goes to metrics.jsonl."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self.shown: dict[str, str] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar where the run stands."""
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                desc="align",
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move on by one."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Show the newest numbers behind the bar."""
+        if self.bar is None:
+            return
+        for key, name in SHOWN.items():
+            value = (logs or {}).get(key)
+            if value is not None:
+                self.shown[name] = f"{value:.0f}" if isinstance(value, int) else f"{value:.3g}"
+        self.bar.set_postfix(self.shown)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close it."""
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+class StopOnSignal(TrainerCallback):
+    """The first Ctrl-C (or SIGTERM) finishes the step, saves a checkpoint and stops; a second one stops at once."""
+
+    def __init__(self) -> None:
+        self.caught = False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the signals over, if this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._catch)
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self.caught:
+            raise KeyboardInterrupt
+        self.caught = True
+        tqdm.write("Stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Ask Trainer to save and stop."""
+        if self.caught:
+            control.should_save = True
+            control.should_training_stop = True
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give the signals back."""
+        self.release()
+
+    def release(self) -> None:
+        """Give the signals back; also after an error."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class StopAtKL(TrainerCallback):
+    """Stops when the logged KL(policy || reference), in nats per response, is above the limit."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> Any:
+        """Compare the newest estimate, from training rows or held-out ones."""
+        for key in ("kl/policy_ref", "eval_kl"):
+            value = (logs or {}).get(key)
+            if value is not None and value > self.limit and not control.should_training_stop:
+                control.should_training_stop = True
+                control.should_save = True
+                if state.is_world_process_zero:
+                    tqdm.write(
+                        f"Stopping at step {state.global_step}: {key} is {value:.2f} nats, above kl_limit {self.limit:g}."
+                    )
+        return control

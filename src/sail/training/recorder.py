@@ -1,0 +1,127 @@
+"""The run folder while training: metrics.jsonl and pairs.jsonl.gz, cut back exactly when a run is resumed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from sail.training.step import OnPolicyRow, Step
+from sail.training.tracking import Counters, Tracker
+
+METRICS = "metrics.jsonl"
+PAIRS = "pairs.jsonl.gz"
+
+
+class RunRecorder(TrainerCallback, ExportableState):
+    """Writes one metrics line per log, and one gzip member of pairs per step (members concatenate to a valid gzip file).
+
+    Its state in a checkpoint is the size of both files and the counters; on resume the files are truncated to it, so a
+    resumed run's files equal the uninterrupted run's. Only the main process writes metrics; pairs of all processes are
+    gathered by the caller.
+    """
+
+    def __init__(self, folder: Path, tracker: Tracker, *, writes: bool) -> None:
+        self.folder = folder
+        self.tracker = tracker
+        self.writes = writes
+        self.started = time.time()
+        self.elapsed_before = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        sizes = {name: _size(self.folder / name) for name in (METRICS, PAIRS)}
+        elapsed = self.elapsed_before + time.time() - self.started
+        return {
+            "args": {},
+            "attributes": {},
+            "sizes": sizes,
+            "seconds": elapsed,
+            "counters": self.tracker.counters.state(),
+        }
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start afresh, or from the state of the checkpoint that is being continued."""
+        self.started = time.time()
+        kept = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
+        kept = kept[-1] if isinstance(kept, list) else kept
+        if kept:
+            self.tracker.counters = Counters.restore(kept["counters"])
+            self.elapsed_before = kept["seconds"]
+        if not self.writes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (METRICS, PAIRS):
+            _truncate(self.folder / name, kept["sizes"][name] if kept else 0)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Append a line to metrics.jsonl."""
+        if not self.writes or not logs or not self.folder.is_dir():
+            return
+        seconds = self.elapsed_before + time.time() - self.started
+        line = {"step": state.global_step, "epoch": state.epoch, "time": round(seconds, 3)}
+        line.update({key: _plain(value) for key, value in logs.items() if key != "epoch"})
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def write_pairs(self, step: int, lines: list[dict[str, Any]]) -> None:
+        """Append a step's on-policy pairs."""
+        if not self.writes or not lines:
+            return
+        text = "".join(json.dumps({"step": step, **line}, ensure_ascii=False) + "\n" for line in lines)
+        # mtime=0: the same pairs give the same bytes.
+        with (self.folder / PAIRS).open("ab") as file:
+            file.write(gzip.compress(text.encode(), compresslevel=5, mtime=0))
+
+
+def pair_lines(step: Step) -> list[dict[str, Any]]:
+    """The step's on-policy pairs as records."""
+    return [_pair_line(example, row) for example, row in step.online]
+
+
+def _pair_line(example: Any, row: OnPolicyRow) -> dict[str, Any]:
+    first, second = example.responses
+    told = example.preference
+    own = 1.0 / (1.0 + math.exp(-max(min(row.margin, 700.0), -700.0)))
+    return {
+        "index": example.index,
+        "prompt": example.row["prompt"],
+        "first": first.text,
+        "second": second.text,
+        "route": example.share.route.name,
+        "label": row.label if example.active else None,
+        "probability": own if example.self_labelled else told.first_wins,
+        "source": example.source,
+        "first_length": len(first.ids),
+        "second_length": len(second.ids),
+        "first_cut": first.cut,
+        "second_cut": second.cut,
+        "reason": told.reason if told is not None else None,
+    }
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _truncate(path: Path, size: int) -> None:
+    if path.is_file() and path.stat().st_size > size:
+        with path.open("r+b") as file:
+            file.truncate(size)
+            os.fsync(file.fileno())
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: a number that is not finite is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, int | float | str | bool | type(None)) else str(value)

@@ -1,0 +1,239 @@
+"""Preparing one optimiser step: the five verbs, then what needs the whole global batch: weights and baselines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sail.fields import AlignmentFields
+from sail.generation import Generator
+from sail.mixture import Mixture
+from sail.objective import ObjectiveSettings, ResponseLogProbs, leave_one_out
+from sail.objective.objective import labelled_value
+from sail.online import Example, collate, compare, orient, respond, route
+from sail.oracles import Oracle
+from sail.training.reference import Reference
+
+PHASES = ("generate", "oracle", "policy", "reference")
+
+
+class PhaseTimer:
+    """Seconds per phase since the last `take`. Wall time of this process; on a GPU a phase ends when its launches return."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the block's seconds under `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def take(self) -> dict[str, float]:
+        """The phases and the rest of the wall time, then start over."""
+        now = time.perf_counter()
+        taken = {**self.seconds, "rest": max(0.0, now - self.started - sum(self.seconds.values()))}
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.started = now
+        return taken
+
+
+@dataclass
+class OnPolicyRow:
+    """What the global batch must know of an on-policy row: F and its label, and both log-ratios log pi/pi_ref in nats."""
+
+    index: int
+    active: bool
+    value: float
+    label: float
+    margin: float
+    log_ratios: tuple[float, float]
+
+
+@dataclass
+class Step:
+    """A prepared optimiser step of this process, with the rows that were sampled for it."""
+
+    batches: list[dict[str, Any]]
+    examples: list[Example]
+    online: list[tuple[Example, OnPolicyRow]] = field(default_factory=list)
+    oracle_calls: int = 0
+    active_rows: int = 0
+
+
+class StepMaker:
+    """Turns the raw rows of an optimiser step into micro-batches of tensors. Uses no global random state."""
+
+    def __init__(
+        self,
+        *,
+        mixture: Mixture,
+        options: AlignmentFields,
+        settings: ObjectiveSettings,
+        generator: Generator | None,
+        oracle: Oracle | None,
+        reference: Reference,
+        seed: int,
+        prompt_only_share: float,
+        pad_id: int,
+        timer: PhaseTimer,
+    ) -> None:
+        self.mixture = mixture
+        self.options = options
+        self.settings = settings
+        self.generator = generator
+        self.oracle = oracle
+        self.reference = reference
+        self.seed = seed
+        self.prompt_only_share = prompt_only_share
+        self.pad_id = pad_id
+        self.timer = timer
+
+    def make(
+        self, micro_batches: Sequence[Sequence[dict[str, Any]]], step: int, device: torch.device
+    ) -> Step:
+        """Route, respond, compare, orient and collate all rows; fill in reference log-probs, weights and baselines."""
+        rows = [row for rows in micro_batches for row in rows]
+        examples = route(rows, self.mixture, self.seed, step, self.prompt_only_share)
+        with self.timer.phase("generate"):
+            respond(examples, self.generator, self.seed, step)
+        with self.timer.phase("oracle"):
+            calls = compare(examples, self.oracle)
+        orient(examples, self.options.oracle_label, self.options.policy_label)
+        batches, start = [], 0
+        for rows in micro_batches:
+            part = examples[start : start + len(rows)]
+            start += len(rows)
+            batch = collate(part, self.pad_id)
+            with self.timer.phase("reference"):
+                batch["ref_logps"] = self.reference.log_probs(batch, part, device)
+            batch["examples"] = part
+            batches.append(batch)
+        made = Step(batches, examples, oracle_calls=calls)
+        self._weigh(made)
+        return made
+
+    def _weigh(self, step: Step) -> None:
+        """Weights and baselines, from all processes' rows: one gather of small Python objects."""
+        for batch in step.batches:
+            step.online.extend(self._values(batch))
+        counts = {
+            "active": sum(example.active for example in step.examples),
+            "online": len(step.online),
+            "paired": sum(example.share.route.needs_pairs for example in step.examples),
+        }
+        gathered = gather([(counts, [row for _, row in step.online])])
+        processes = len(gathered)
+        total = {name: sum(one[name] for one, _ in gathered) for name in counts}
+        step.active_rows = total["active"]
+        baselines = Baselines([row for _, rows in gathered for row in rows], self.options.baseline)
+        position = {id(example): row for example, row in step.online}
+        for batch in step.batches:
+            fill_weights(batch, processes, total, self.options.data_from_reference)
+            baselines.fill(batch, [position.get(id(example)) for example in batch["examples"]])
+
+    def _values(self, batch: dict[str, Any]) -> list[tuple[Example, OnPolicyRow]]:
+        """F of the batch's on-policy rows, from the log-probs recorded while sampling; no forward of the policy is needed."""
+        examples = batch["examples"]
+        places = [place for place, example in enumerate(examples) if example.share.route.on_policy]
+        if not places:
+            return []
+        first = [examples[place].responses[0] for place in places]
+        second = [examples[place].responses[1] for place in places]
+        reference = batch["ref_logps"].double().cpu()
+        here = torch.tensor(places)
+        logps = ResponseLogProbs(
+            first=torch.tensor([one.log_prob for one in first], dtype=torch.float64),
+            second=torch.tensor([one.log_prob for one in second], dtype=torch.float64),
+            ref_first=reference[here],
+            ref_second=reference[here + len(examples)],
+            first_length=torch.tensor([len(one.ids) for one in first]),
+            second_length=torch.tensor([len(one.ids) for one in second]),
+            sampled_first=torch.zeros(len(places), dtype=torch.float64),
+            sampled_second=torch.zeros(len(places), dtype=torch.float64),
+        )
+        value, label, _, _, margin = labelled_value(
+            logps, batch["label"][here], batch["self_label"][here], batch["uniform"][here], self.settings
+        )
+        ratios = zip(
+            (logps.first - logps.ref_first).tolist(), (logps.second - logps.ref_second).tolist(), strict=True
+        )
+        facts = zip(places, value.tolist(), label.tolist(), margin.tolist(), ratios, strict=True)
+        return [
+            (examples[place], OnPolicyRow(examples[place].index, examples[place].active, f, t, h, pair))
+            for place, f, t, h, pair in facts
+        ]
+
+
+class Baselines:
+    """Leave-one-out baselines over the on-policy rows of the global batch, of F for T1 and of log pi/pi_ref for the KL penalty.
+
+    Rows of the same dataset index hold the same samples (a sampler that pads an epoch repeats rows): they share a response,
+    so they are left out of each other's baseline.
+    """
+
+    def __init__(self, rows: Sequence[OnPolicyRow], kind: str) -> None:
+        index = torch.tensor([row.index for row in rows], dtype=torch.long)
+        active = torch.tensor([row.active for row in rows], dtype=torch.bool)
+        values = torch.tensor([row.value for row in rows], dtype=torch.float64)
+        ratios = torch.tensor([ratio for row in rows for ratio in row.log_ratios], dtype=torch.float64)
+        sides = torch.stack([2 * index, 2 * index + 1], dim=1).flatten()
+        used = kind == "leave_one_out"
+        self.value = leave_one_out(values, active, index) if used else torch.zeros_like(values)
+        self.ratio = leave_one_out(ratios, torch.ones_like(sides, dtype=torch.bool), sides).view(-1, 2)
+        self.place = {row.index: place for place, row in enumerate(rows)}
+
+    def fill(self, batch: dict[str, Any], rows: Sequence[OnPolicyRow | None]) -> None:
+        """Write the batch's baseline columns; 0 for rows of other routes."""
+        places = [None if row is None else self.place[row.index] for row in rows]
+        batch["baseline"] = column([0.0 if place is None else float(self.value[place]) for place in places])
+        for side, name in enumerate(("kl_baseline_first", "kl_baseline_second")):
+            batch[name] = column(
+                [0.0 if place is None else float(self.ratio[place, side]) for place in places]
+            )
+
+
+def fill_weights(
+    batch: dict[str, Any], processes: int, total: dict[str, int], data_from_reference: bool
+) -> None:
+    """Each term is a mean over the rows of the global batch that it applies to. Data parallelism averages gradients over
+    processes, hence the factor; a row's weight is the same however the batch is split."""
+    examples = batch["examples"]
+
+    def weights(flags: list[bool], count: int) -> Tensor:
+        return column([processes / count if flag else 0.0 for flag in flags])
+
+    online = [example.share.route.on_policy for example in examples]
+    paired = [example.share.route.needs_pairs for example in examples]
+    batch["pair_weight"] = weights([example.active for example in examples], total["active"])
+    batch["kl_weight"] = weights(online, total["online"])
+    batch["nll_weight"] = weights(paired, total["paired"])
+    batch["ref_sample_weight"] = weights([flag and data_from_reference for flag in paired], total["paired"])
+
+
+def column(values: Sequence[float]) -> Tensor:
+    """A per-row column; float64, cast to the log-probs' type where it is used."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def gather(local: list[Any]) -> list[Any]:
+    """The lists of all processes, concatenated; the list itself in a single process."""
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
+        parts: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, local)
+        return [one for part in parts for one in part]
+    return local
