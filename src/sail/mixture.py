@@ -1,7 +1,8 @@
 """Routes, presets, mixtures: a composition is a row of a table, never a branch in the code.
 
-A route says where the two responses and the label of an example come from. A run is a mixture of routes whose weights sum to 1.
-DPO = (dataset, dataset, dataset), DDP = (dataset, dataset, policy), DPP = (policy, policy, policy), DPR = (policy, policy, oracle).
+A route says where the two responses and the label of an example come from. A run is a mixture of routes whose
+weights sum to 1. As (first, second, label): DPO = (dataset, dataset, dataset), DDP = (dataset, dataset, policy),
+DPP = (policy, policy, policy), DPR = (policy, policy, oracle).
 "DDP" is SAIL's name for "dataset prompt, dataset response, policy label"; it never means data parallel here.
 """
 

@@ -57,7 +57,8 @@ class Example:
     @property
     def responses(self) -> tuple[Response, Response]:
         """Both responses; only after `respond`."""
-        assert self.first is not None and self.second is not None
+        assert self.first is not None
+        assert self.second is not None
         return self.first, self.second
 
 

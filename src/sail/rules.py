@@ -201,7 +201,10 @@ def _lengths_fit(options: AlignmentFields, mixture: Mixture, have: Resources) ->
 def _data_present(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
     if have.pairs is False and mixture.offline:
         names = " and ".join(share.route.name for share in mixture.offline)
-        return f"Route {names} needs preference pairs, but only prompts were given. Add data.train with pairs, or use dpp and dpr only."
+        return (
+            f"Route {names} needs preference pairs, but only prompts were given. Add data.train with pairs, or use dpp and "
+            "dpr only."
+        )
     if have.prompts and not mixture.on_policy:
         return "Prompt-only rows can only be used by on-policy routes. Add a dpp or dpr route, or remove data.prompts."
     return None

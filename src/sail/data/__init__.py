@@ -1,0 +1,1 @@
+"""Preference data: reading rows (formats, sources), tokens (encode), tensors (collate)."""

@@ -1,0 +1,388 @@
+"""From a run config to objects, and the verbs of the command line. The only bridge between config and the parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sail.config import RunConfig, resolved_yaml
+from sail.data.encode import EncodedDataset, concatenate, encode_prompt, encode_rows, eos_ids, prepare_tokenizer
+from sail.data.sources import load_rows, load_sft_rows
+from sail.errors import ConfigError, MissingExtraError, SailError
+from sail.evaluation.final import Answers, answer, compare_with_reference, has_risen, show
+from sail.generation import SamplingSettings, TransformersGenerator
+from sail.oracles import Oracle, as_oracle, load_callable
+from sail.trainer import SAILConfig, SAILTrainer
+from sail.training.checkpoints import checkpoints, latest_checkpoint
+from sail.training.progress import StopOnSignal
+from sail.training.step import PHASES
+
+RESOLVED = "config.resolved.yaml"
+RESULTS = "results.json"
+FINAL_PROMPTS = 512
+"""Held-out prompts answered when a run ends, by the policy and by the reference."""
+
+
+# ---- parts
+
+
+def make_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder or a name, with a pad token."""
+    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    prepare_tokenizer(tokenizer)
+    return tokenizer
+
+
+def make_model(name: str) -> Any:
+    """A causal language model from a folder or a name; no remote code."""
+    return _load(AutoModelForCausalLM, name, "model")
+
+
+def _load(kind: Any, name: str, what: str) -> Any:
+    try:
+        return kind.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigError(
+            f"The {what} {name!r} could not be loaded: {first_line} Give a folder that save_pretrained wrote, or a hub name "
+            "that this machine can reach."
+        ) from error
+
+
+def make_oracle(config: RunConfig) -> Oracle | None:
+    """The oracle of the run, or None."""
+    if config.oracle is None:
+        return None
+    name = Path(config.oracle.path).name
+    return as_oracle(load_callable(config.oracle.path), temperature=config.oracle.temperature, name=name)
+
+
+def make_datasets(config: RunConfig, tokenizer: Any) -> tuple[EncodedDataset, EncodedDataset | None, list[str]]:
+    """Training rows (pairs, then prompt-only rows), held-out rows, and remarks about both."""
+    options, remarks = config.alignment, []
+
+    def encoded(source: str) -> EncodedDataset:
+        rows = load_rows(source, bad_rows=config.data.bad_rows)
+        made = encode_rows(
+            rows,
+            tokenizer,
+            max_length=options.max_length,
+            max_prompt_length=options.max_prompt_length,
+            bad_rows=config.data.bad_rows,
+        )
+        remarks.append(_about(source, made))
+        return made
+
+    parts = [encoded(source) for source in (config.data.train, config.data.prompts) if source]
+    train = parts[0] if len(parts) == 1 else concatenate(parts[0], parts[1])
+    return train, encoded(config.data.eval) if config.data.eval else None, remarks
+
+
+def _about(source: str, rows: EncodedDataset) -> str:
+    text = f"{Path(source).name}: {len(rows)} rows"
+    identical = sum(rows[place]["identical"] for place in range(len(rows)))
+    facts = (("prompt only", rows.prompt_only), ("identical responses", identical), ("responses cut", rows.cut))
+    text += "".join(f", {count} with {name}" if name != "responses cut" else f", {count} {name}" for name, count in facts if count)
+    if rows.skipped:
+        text += f"; {len(rows.skipped)} bad rows skipped, the first: {rows.skipped[0]}"
+    return text
+
+
+def make_trainer(config: RunConfig, tokenizer: Any, train: EncodedDataset, held_out: EncodedDataset | None) -> SAILTrainer:
+    """The trainer of the run."""
+    try:
+        arguments = SAILConfig(**_with_defaults(config))
+    except TypeError as error:
+        raise ConfigError(f"A key of train is neither sail's nor one of transformers.TrainingArguments: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"transformers.TrainingArguments refused a value of train: {error}") from error
+    return SAILTrainer(
+        make_model(config.model),
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        oracle=make_oracle(config),
+        ref_model=None if config.ref_model is None else make_model(config.ref_model),
+        peft_config=make_peft(config),
+        callbacks=[StopOnSignal()],
+    )
+
+
+def _with_defaults(config: RunConfig) -> dict[str, Any]:
+    """The command line's own defaults where the user wrote nothing: no external logger."""
+    return {"report_to": [], **config.trainer_kwargs}
+
+
+def make_peft(config: RunConfig) -> Any:
+    """The LoRA configuration, or None."""
+    if config.peft is None:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise MissingExtraError('peft: needs PEFT. Install it: pip install "sail-align[lora]"') from error
+    try:
+        return LoraConfig(task_type="CAUSAL_LM", **config.peft.lora_kwargs)
+    except TypeError as error:
+        raise ConfigError(f"A key of peft is none of peft.LoraConfig: {error}") from error
+
+
+# ---- sail sft
+
+
+def run_sft(config: RunConfig) -> Path:
+    """`sail sft`: returns the folder of the fine-tuned model."""
+    from sail.sft import fine_tune
+
+    if config.sft is None:
+        raise ConfigError("The run has no sft section. Add one: sft: {train: sft.jsonl, output_dir: sft}.")
+    source = config.sft.train or config.data.train
+    if source is None:
+        raise ConfigError("sail sft has no data: set sft.train (prompt and completion) or data.train (its chosen answers).")
+    start = config.sft.model or config.model
+    tokenizer = make_tokenizer(config.tokenizer or start)
+    rows = load_sft_rows(source, bad_rows=config.data.bad_rows)
+    held_out = load_sft_rows(config.sft.eval, bad_rows=config.data.bad_rows).rows if config.sft.eval else None
+    print(f"{Path(source).name}: {len(rows.rows)} rows" + (f", {len(rows.skipped)} skipped" if rows.skipped else ""))
+    folder = fine_tune(
+        make_model(start), tokenizer, rows.rows, held_out, config.sft.trainer_kwargs, peft_config=make_peft(config)
+    )
+    print(f"The model is in {folder}.")
+    return folder
+
+
+# ---- sail train
+
+
+def dry_run(config: RunConfig) -> str:
+    """`sail train --dry-run`: what the run would do, from the real model and data, without training."""
+    tokenizer = make_tokenizer(config.tokenizer or config.model)
+    train, held_out, remarks = make_datasets(config, tokenizer)
+    trainer = make_trainer(config, tokenizer, train, held_out)
+    arguments = trainer.args
+    steps = _optimiser_steps(trainer)
+    rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    every = sum(p.numel() for p in trainer.model.parameters())
+    online = sum(share.weight for share in trainer.mixture.on_policy)
+    asked = sum(share.weight for share in trainer.mixture.shares if share.route.label == "oracle")
+    lines = [
+        resolved_yaml(config).rstrip(),
+        "",
+        *remarks,
+        f"trainable parameters: {trainable:,} of {every:,}",
+        f"optimiser steps: {steps} of {rows} rows",
+        f"responses sampled: about {round(2 * online * rows * steps):,}",
+        f"oracle calls (pairs): about {round(asked * rows * steps):,}",
+        "Nothing was trained or written.",
+    ]
+    return "\n".join(lines)
+
+
+def _optimiser_steps(trainer: SAILTrainer) -> int:
+    loader = trainer.get_train_dataloader()
+    return int(trainer.set_initial_training_values(trainer.args, loader)[-1])
+
+
+def run_training(config: RunConfig, *, resume: bool, overwrite: bool, config_path: str) -> Path:
+    """`sail train`: returns the run folder, with everything interface.md lists in it."""
+    folder = Path(config.train.output_dir)
+    _prepare_folder(folder, config, resume=resume, overwrite=overwrite)
+    print(resolved_yaml(config))
+    tokenizer = make_tokenizer(config.tokenizer or config.model)
+    train, held_out, remarks = make_datasets(config, tokenizer)
+    print("\n".join(remarks))
+    trainer = make_trainer(config, tokenizer, train, held_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
+    trainer.train(resume_from_checkpoint=True if resume else None)
+    if any(isinstance(callback, StopOnSignal) and callback.caught for callback in trainer.callback_handler.callbacks):
+        print(f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume")
+        raise KeyboardInterrupt
+    _save_model(trainer, tokenizer, folder)
+    results = _final_results(trainer, tokenizer, held_out, config)
+    results["seconds_per_step"] = seconds_per_step(folder)
+    write_json(folder / RESULTS, results)
+    _print_results(results)
+    _write_report(folder)
+    return folder
+
+
+def _prepare_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to mix two runs in one folder; a run is only continued with the settings it was begun with."""
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other. Keep one.")
+    used = folder.is_dir() and ((folder / RESOLVED).exists() or bool(checkpoints(folder)))
+    if overwrite and used:
+        # Only what a run writes is removed; files of the user's own stay.
+        for path in checkpoints(folder):
+            shutil.rmtree(path)
+        for name in (RESOLVED, "metrics.jsonl", "pairs.jsonl.gz", RESULTS, "report.html", "report.json"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "model", ignore_errors=True)
+        return
+    if used and not resume:
+        raise ConfigError(
+            f"{folder} already holds a run. Continue it with --resume, start it anew with --overwrite, or choose another "
+            "train.output_dir."
+        )
+    if resume and used:
+        _refuse_changes(folder, config)
+
+
+def _refuse_changes(folder: Path, config: RunConfig) -> None:
+    if not (folder / RESOLVED).exists() or latest_checkpoint(folder)[0] is None:
+        return
+    before = _flat(yaml.safe_load((folder / RESOLVED).read_text(encoding="utf-8")))
+    now = _flat(yaml.safe_load(resolved_yaml(config)))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        listed = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        raise ConfigError(
+            f"{folder} was begun with other settings ({listed}), so it cannot be continued exactly. Put them back, or start "
+            "anew with --overwrite or another train.output_dir."
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.rstrip("."): values}
+    return {key: value for name, inner in values.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+
+
+def _save_model(trainer: SAILTrainer, tokenizer: Any, folder: Path) -> None:
+    """model/ as an ordinary folder: an adapter is merged into its base, and kept beside as adapter/."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    target, unfinished = folder / "model", folder / "model.tmp"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder / "adapter")
+        model.merge_adapter()
+        merged = model.get_base_model()
+        state = {key.replace(".base_layer", ""): value for key, value in merged.state_dict().items() if "lora_" not in key}
+        merged.save_pretrained(unfinished, state_dict=state)
+        model.unmerge_adapter()
+    else:
+        model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    shutil.rmtree(target, ignore_errors=True)
+    unfinished.rename(target)
+
+
+def _final_results(trainer: SAILTrainer, tokenizer: Any, held_out: EncodedDataset | None, config: RunConfig) -> dict[str, Any]:
+    """results.json: the policy against its reference on held-out prompts, and what the run cost."""
+    counters = trainer.tracker.counters
+    results: dict[str, Any] = {
+        "steps": trainer.state.global_step,
+        "oracle_calls": counters.oracle_calls,
+        "oracle_abstained": counters.abstained,
+        "distinct_online_prompts": len(counters.prompts),
+        "metrics": {},
+        "samples": [],
+        "notes": [],
+    }
+    if held_out is None:
+        results["notes"].append("There is no data.eval, so nothing was measured on held-out prompts.")
+        return results
+    rows = [held_out[place] for place in range(min(FINAL_PROMPTS, len(held_out)))]
+    prompts, ids = [row["prompt"] for row in rows], [row["prompt_ids"] for row in rows]
+    settings, oracle = trainer.generator.settings, trainer.oracle
+
+    def answers(model: Any) -> Answers:
+        return answer(model, tokenizer, prompts, ids, settings=settings, seed=trainer.args.seed, oracle=oracle)
+
+    policy = answers(trainer.model)
+    model, adapter_off = trainer.reference.model()
+    with adapter_off:
+        findings = compare_with_reference(
+            policy,
+            answers(model),
+            model,
+            prompts,
+            ids,
+            oracle=oracle,
+            temperature=settings.temperature,
+            pad_id=settings.pad_id,
+        )
+    results.update(metrics=findings.metrics, samples=findings.samples)
+    return results
+
+
+def seconds_per_step(folder: Path) -> float | None:
+    """Mean seconds of an optimiser step: the four timed phases of all training lines, without evaluation and saving."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    timed = [line for line in lines if "seconds/policy" in line]
+    if not timed:
+        return None
+    total = sum(line[f"seconds/{phase}"] for line in timed for phase in PHASES)
+    return float(total / timed[-1]["step"])
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    metrics = results["metrics"]
+    names = {
+        "reward": "reward on held-out prompts",
+        "reward_reference": "the same of the reference",
+        "reward_gain": "gain, paired by prompt",
+        "win_rate": "win rate over the reference",
+        "kl": "KL to the reference, nats per response",
+        "length": "response length, tokens",
+    }
+    for key, name in names.items():
+        if key in metrics:
+            print(f"{name:<40} {show(metrics[key])}")
+    risen = has_risen(metrics)
+    if risen is not None:
+        print("The reward has risen." if risen else "The reward has not risen: the 95% interval of the gain reaches 0.")
+
+
+def _write_report(folder: Path) -> None:
+    from sail.report.page import write_report
+
+    try:
+        path = write_report([folder], folder / "report.html", title=f"sail run {folder.name}")
+        print(f"The model is in {folder / 'model'}; the report is {path}.")
+    except MissingExtraError as error:
+        print(f"The model is in {folder / 'model'}. No report: {error}")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write JSON so that a kill leaves either the old file or the new one."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    unfinished.replace(path)
+
+
+# ---- sail sample
+
+
+def sample(
+    model: str,
+    prompts: Sequence[str],
+    *,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    chat: bool,
+) -> list[list[str]]:
+    """`sail sample`: n seeded responses to each prompt; `chat` wraps a prompt as a user message."""
+    if not temperature > 0 or n < 1 or max_new_tokens < 1:
+        raise SailError("sail sample needs a temperature above 0 and at least one response of one token.")
+    tokenizer = make_tokenizer(model)
+    loaded = make_model(model)
+    settings = SamplingSettings(
+        max_new_tokens, temperature, eos_ids(tokenizer, loaded.generation_config), pad_id=tokenizer.pad_token_id
+    )
+    encoded = [encode_prompt(tokenizer, [{"role": "user", "content": text}] if chat else text) for text in prompts]
+    generator = TransformersGenerator(lambda: loaded, tokenizer, settings)
+    keys = [(seed, "cli", place, one) for place in range(len(encoded)) for one in range(n)]
+    texts = [one.text for one in generator.sample([ids for ids in encoded for _ in range(n)], keys)]
+    return [texts[place * n : (place + 1) * n] for place in range(len(encoded))]

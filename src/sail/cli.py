@@ -1,0 +1,261 @@
+"""The command line. Nothing heavy is imported until a verb runs, so that `sail --help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from sail.errors import SailError
+from sail.fields import AlignmentFields
+from sail.mixture import PRESETS
+
+_TOP = """\
+Online preference alignment of language models: from a preference file and an SFT model to an aligned model.
+
+examples:
+  sail play --quick                               watch a small model being aligned, with proof
+  sail init run.yaml --preset sail-dpr            write a commented run file
+  sail sft run.yaml                               supervised fine-tuning, the stage before
+  sail train run.yaml train.beta=0.2 --dry-run    show what would be run; without --dry-run, run it
+  sail sample runs/sail/model --prompt "Hello"    let a model answer
+  sail env                                        versions and hardware, for a bug report
+
+Each verb explains itself: sail train --help.
+"""
+
+_OVERRIDES = """\
+overrides:
+  key.path=value changes one setting of the run file; the value is YAML. For example
+    train.beta=0.2   train.preset=sail-mix   train.routes.dpr.weight=0.4   peft={r: 16}   ref_model=null
+  A relative path in an override starts from the current directory.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for an error that the user can mend, 130 when interrupted."""
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        options.handler(options)
+    except SailError as error:
+        if os.environ.get("SAIL_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"sail: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sail: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    """argparse takes the overrides in one run only; those after an option are gathered here."""
+    options, rest = build_parser().parse_known_args(argv)
+    takes_overrides = hasattr(options, "overrides")
+    strange = [word for word in rest if word.startswith("-") or not takes_overrides]
+    if strange:
+        options.parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="sail", description=_TOP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_play(verbs)
+    _add_init(verbs)
+    _add_sft(verbs)
+    _add_train(verbs)
+    _add_sample(verbs)
+    _add_verb(verbs, "env", _env, "print versions and hardware")
+    return parser
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __init__(self, option_strings: list[str], dest: str, **extra: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **extra)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from sail import __version__
+
+        print(f"sail {__version__}")
+        parser.exit()
+
+
+def _add_verb(
+    verbs: Any, name: str, handler: Callable[[argparse.Namespace], None], about: str, epilog: str = ""
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(handler=handler, parser=parser)
+    return parser
+
+
+# --- The verbs: their arguments, and what they call -----------------------------------------------------------
+
+
+def _add_play(verbs: Any) -> None:
+    parser = _add_verb(verbs, "play", _play, "align a small model in the embedded world, and report on it")
+    parser.add_argument("--quick", action="store_true", help="fewer steps: about 3 minutes on 2 cores")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/play"), metavar="DIR", help="default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+
+
+def _play(options: argparse.Namespace) -> None:
+    from sail.play import play
+
+    play(options.out, quick=options.quick, seed=options.seed)
+
+
+def _add_init(verbs: Any) -> None:
+    epilog = "presets:\n" + "\n".join(f"  {preset.name:<12} {preset.about}" for preset in PRESETS.values())
+    parser = _add_verb(verbs, "init", _init, "write a commented run file to start from", epilog)
+    parser.add_argument(
+        "path", nargs="?", type=Path, default=Path("run.yaml"), metavar="PATH", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--preset", choices=tuple(PRESETS), default="sail-dpr", metavar="P", help="default: %(default)s"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
+
+
+def _init(options: argparse.Namespace) -> None:
+    from sail.commands.init import write_run_file
+
+    print(write_run_file(options.path, options.preset, force=options.force))
+
+
+def _add_run(verbs: Any, name: str, handler: Any, about: str, epilog: str) -> argparse.ArgumentParser:
+    parser = _add_verb(verbs, name, handler, about, epilog)
+    parser.add_argument("config", metavar="run.yaml", help="the run file; sail init writes one")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's"
+    )
+    return parser
+
+
+def _add_sft(verbs: Any) -> None:
+    _add_run(verbs, "sft", _sft, "fine-tune on answers (the section sft of the run file)", _OVERRIDES)
+
+
+def _sft(options: argparse.Namespace) -> None:
+    from sail.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from sail.build import run_sft  # after the config, whose mistakes are told at once
+
+    run_sft(config)
+
+
+def _add_train(verbs: Any) -> None:
+    about = "align a model: offline, online, or a mixture of routes"
+    parser = _add_run(verbs, "train", _train, about, f"{_OVERRIDES}\n{_option_help()}")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, show what would be run, and stop"
+    )
+    old_run = parser.add_mutually_exclusive_group()
+    old_run.add_argument(
+        "--resume", action="store_true", help="continue the run in output_dir where it stopped"
+    )
+    old_run.add_argument("--overwrite", action="store_true", help="replace the run in output_dir")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from sail.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from sail.build import dry_run, run_training
+
+    if options.dry_run:
+        print(dry_run(config))
+        return
+    folder = run_training(
+        config, resume=options.resume, overwrite=options.overwrite, config_path=options.config
+    )
+    print(f"Run folder: {folder}")
+
+
+def _option_help() -> str:
+    """The options of the section train, from the one table that defines them."""
+    lines = ["options of the section train, beside every field of transformers.TrainingArguments:"]
+    for option in fields(AlignmentFields):
+        default = option.default if option.default_factory is MISSING else option.default_factory()
+        word = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+        lines.append(f"  train.{option.name} ({word})")
+        lines += textwrap.wrap(
+            option.metadata["help"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6
+        )
+    return "\n".join(lines)
+
+
+def _add_sample(verbs: Any) -> None:
+    parser = _add_verb(verbs, "sample", _sample, "let a model answer prompts")
+    parser.add_argument("model", metavar="MODEL", help="a model folder or name")
+    parser.add_argument(
+        "--prompt", action="append", required=True, metavar="TEXT", help="may be given several times"
+    )
+    parser.add_argument(
+        "--n", type=_at_least_one, default=1, help="answers per prompt (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=_at_least_one, default=256, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--chat", action="store_true", help="put the prompt into the tokenizer's chat template"
+    )
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from sail.build import sample
+
+    answers = sample(
+        options.model,
+        options.prompt,
+        n=options.n,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        chat=options.chat,
+    )
+    for prompt, texts in zip(options.prompt, answers, strict=True):
+        print(f"prompt: {prompt}")
+        for text in texts:
+            print(textwrap.indent(text, "  ") or "  (an empty answer)")
+
+
+def _env(options: argparse.Namespace) -> None:
+    from sail.commands.env import environment
+
+    print(environment())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

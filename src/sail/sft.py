@@ -1,0 +1,82 @@
+"""Supervised fine-tuning, the stage before alignment, on TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sail.data.encode import encode_prompt, encode_response
+from sail.errors import DataError, MissingExtraError
+from sail.training.progress import ReadableProgress
+from sail.types import Prompt
+
+
+def fine_tune(
+    model: Any,
+    tokenizer: Any,
+    rows: list[tuple[Prompt, str]],
+    eval_rows: list[tuple[Prompt, str]] | None,
+    arguments: dict[str, Any],
+    *,
+    peft_config: Any = None,
+) -> Path:
+    """Train on the completions and save model and tokenizer in output_dir; returns it.
+
+    Rows are tokenised by the same code as in alignment, so that both stages see the same ids: the prompt alone, then the
+    response with its end-of-turn token. `arguments` are trl.SFTConfig's. With an adapter the merged model is saved.
+    """
+    try:
+        from datasets import Dataset
+        from transformers import PrinterCallback, ProgressCallback
+        from trl import SFTConfig, SFTTrainer
+    except ImportError as error:
+        raise MissingExtraError('sail sft needs TRL and datasets. Install them: pip install "sail-align[sft]"') from error
+    arguments = {"report_to": [], "save_strategy": "no", "logging_steps": 10, **arguments}
+    limit = arguments.get("max_length")
+    config = SFTConfig(**arguments, **_device_defaults(arguments))
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(_tokenised(tokenizer, rows, limit)),
+        eval_dataset=None if eval_rows is None else Dataset.from_list(_tokenised(tokenizer, eval_rows, limit)),
+        processing_class=tokenizer,
+        peft_config=peft_config,
+    )
+    trainer.remove_callback(PrinterCallback)
+    if not config.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(ReadableProgress("sft"))
+    trainer.train()
+    folder = Path(config.output_dir)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    trained = trained.merge_and_unload() if peft_config is not None else trained
+    trained.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _device_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+    """TRL asks for bf16 and activation checkpointing by default; neither helps without a GPU that supports bf16."""
+    import torch
+
+    defaults: dict[str, Any] = {}
+    if "bf16" not in arguments and "fp16" not in arguments:
+        defaults["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if "gradient_checkpointing" not in arguments:
+        defaults["gradient_checkpointing"] = False
+    return defaults
+
+
+def _tokenised(tokenizer: Any, rows: list[tuple[Prompt, str]], limit: int | None) -> list[dict[str, list[int]]]:
+    """TRL's processed form: input_ids and a completion_mask that is 1 on the response."""
+    examples = []
+    for prompt, completion in rows:
+        prompt_ids = encode_prompt(tokenizer, prompt)
+        response_ids = encode_response(tokenizer, prompt, completion)
+        ids = (prompt_ids + response_ids)[:limit]
+        if len(ids) <= len(prompt_ids):
+            continue
+        examples.append({"input_ids": ids, "completion_mask": [0] * len(prompt_ids) + [1] * (len(ids) - len(prompt_ids))})
+    if not examples:
+        raise DataError(f"No row has room for a completion within sft.max_length {limit}. Raise it.")
+    return examples
