@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sail.config import RunConfig, resolved_yaml
-from sail.data.encode import EncodedDataset, concatenate, encode_prompt, encode_rows, eos_ids, prepare_tokenizer
+from sail.data.encode import (
+    EncodedDataset,
+    concatenate,
+    encode_prompt,
+    encode_rows,
+    eos_ids,
+    prepare_tokenizer,
+)
 from sail.data.sources import load_rows, load_sft_rows
 from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.evaluation.final import Answers, answer, compare_with_reference, has_risen, show
@@ -63,15 +71,22 @@ def make_oracle(config: RunConfig) -> Oracle | None:
     return as_oracle(load_callable(config.oracle.path), temperature=config.oracle.temperature, name=name)
 
 
-def make_datasets(config: RunConfig, tokenizer: Any) -> tuple[EncodedDataset, EncodedDataset | None, list[str]]:
-    """Training rows (pairs, then prompt-only rows), held-out rows, and remarks about both."""
+def make_datasets(
+    config: RunConfig, tokenizer: Any, ends: tuple[int, ...]
+) -> tuple[EncodedDataset, EncodedDataset | None, list[str]]:
+    """Training rows (pairs, then prompt-only rows), held-out rows, and remarks about both. `ends`: ids that end a response."""
     options, remarks = config.alignment, []
 
-    def encoded(source: str) -> EncodedDataset:
+    def encoded(source: str, *, prompts_only: bool = False) -> EncodedDataset:
         rows = load_rows(source, bad_rows=config.data.bad_rows)
+        if prompts_only:
+            rows = replace(
+                rows, rows=[replace(row, chosen=None, rejected=None) for row in rows.rows], identical=0
+            )
         made = encode_rows(
             rows,
             tokenizer,
+            eos=ends,
             max_length=options.max_length,
             max_prompt_length=options.max_prompt_length,
             bad_rows=config.data.bad_rows,
@@ -79,31 +94,43 @@ def make_datasets(config: RunConfig, tokenizer: Any) -> tuple[EncodedDataset, En
         remarks.append(_about(source, made))
         return made
 
-    parts = [encoded(source) for source in (config.data.train, config.data.prompts) if source]
+    parts = [encoded(config.data.train)] if config.data.train else []
+    parts += [encoded(config.data.prompts, prompts_only=True)] if config.data.prompts else []
     train = parts[0] if len(parts) == 1 else concatenate(parts[0], parts[1])
     return train, encoded(config.data.eval) if config.data.eval else None, remarks
 
 
 def _about(source: str, rows: EncodedDataset) -> str:
     text = f"{Path(source).name}: {len(rows)} rows"
-    identical = sum(rows[place]["identical"] for place in range(len(rows)))
-    facts = (("prompt only", rows.prompt_only), ("identical responses", identical), ("responses cut", rows.cut))
-    text += "".join(f", {count} with {name}" if name != "responses cut" else f", {count} {name}" for name, count in facts if count)
+    facts = (
+        ("prompt only", rows.prompt_only),
+        ("identical responses", rows.identical),
+        ("responses cut", rows.cut),
+    )
+    text += "".join(
+        f", {count} with {name}" if name != "responses cut" else f", {count} {name}"
+        for name, count in facts
+        if count
+    )
     if rows.skipped:
         text += f"; {len(rows.skipped)} bad rows skipped, the first: {rows.skipped[0]}"
     return text
 
 
-def make_trainer(config: RunConfig, tokenizer: Any, train: EncodedDataset, held_out: EncodedDataset | None) -> SAILTrainer:
-    """The trainer of the run."""
+def make_trainer(config: RunConfig) -> tuple[SAILTrainer, list[str]]:
+    """The trainer of the run, with remarks about its data."""
+    tokenizer, model = make_tokenizer(config.tokenizer or config.model), make_model(config.model)
+    train, held_out, remarks = make_datasets(config, tokenizer, eos_ids(tokenizer, model.generation_config))
     try:
         arguments = SAILConfig(**_with_defaults(config))
     except TypeError as error:
-        raise ConfigError(f"A key of train is neither sail's nor one of transformers.TrainingArguments: {error}") from error
+        raise ConfigError(
+            f"A key of train is neither sail's nor one of transformers.TrainingArguments: {error}"
+        ) from error
     except ValueError as error:
         raise ConfigError(f"transformers.TrainingArguments refused a value of train: {error}") from error
-    return SAILTrainer(
-        make_model(config.model),
+    trainer = SAILTrainer(
+        model,
         args=arguments,
         train_dataset=train,
         eval_dataset=held_out,
@@ -113,6 +140,7 @@ def make_trainer(config: RunConfig, tokenizer: Any, train: EncodedDataset, held_
         peft_config=make_peft(config),
         callbacks=[StopOnSignal()],
     )
+    return trainer, remarks
 
 
 def _with_defaults(config: RunConfig) -> dict[str, Any]:
@@ -145,14 +173,24 @@ def run_sft(config: RunConfig) -> Path:
         raise ConfigError("The run has no sft section. Add one: sft: {train: sft.jsonl, output_dir: sft}.")
     source = config.sft.train or config.data.train
     if source is None:
-        raise ConfigError("sail sft has no data: set sft.train (prompt and completion) or data.train (its chosen answers).")
+        raise ConfigError(
+            "sail sft has no data: set sft.train (prompt and completion) or data.train (its chosen answers)."
+        )
     start = config.sft.model or config.model
     tokenizer = make_tokenizer(config.tokenizer or start)
     rows = load_sft_rows(source, bad_rows=config.data.bad_rows)
     held_out = load_sft_rows(config.sft.eval, bad_rows=config.data.bad_rows).rows if config.sft.eval else None
-    print(f"{Path(source).name}: {len(rows.rows)} rows" + (f", {len(rows.skipped)} skipped" if rows.skipped else ""))
+    print(
+        f"{Path(source).name}: {len(rows.rows)} rows"
+        + (f", {len(rows.skipped)} skipped" if rows.skipped else "")
+    )
     folder = fine_tune(
-        make_model(start), tokenizer, rows.rows, held_out, config.sft.trainer_kwargs, peft_config=make_peft(config)
+        make_model(start),
+        tokenizer,
+        rows.rows,
+        held_out,
+        config.sft.trainer_kwargs,
+        peft_config=make_peft(config),
     )
     print(f"The model is in {folder}.")
     return folder
@@ -163,12 +201,12 @@ def run_sft(config: RunConfig) -> Path:
 
 def dry_run(config: RunConfig) -> str:
     """`sail train --dry-run`: what the run would do, from the real model and data, without training."""
-    tokenizer = make_tokenizer(config.tokenizer or config.model)
-    train, held_out, remarks = make_datasets(config, tokenizer)
-    trainer = make_trainer(config, tokenizer, train, held_out)
+    trainer, remarks = make_trainer(config)
     arguments = trainer.args
     steps = _optimiser_steps(trainer)
-    rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    rows = (
+        arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in trainer.model.parameters())
     online = sum(share.weight for share in trainer.mixture.on_policy)
@@ -196,18 +234,21 @@ def run_training(config: RunConfig, *, resume: bool, overwrite: bool, config_pat
     folder = Path(config.train.output_dir)
     _prepare_folder(folder, config, resume=resume, overwrite=overwrite)
     print(resolved_yaml(config))
-    tokenizer = make_tokenizer(config.tokenizer or config.model)
-    train, held_out, remarks = make_datasets(config, tokenizer)
+    trainer, remarks = make_trainer(config)
     print("\n".join(remarks))
-    trainer = make_trainer(config, tokenizer, train, held_out)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
     trainer.train(resume_from_checkpoint=True if resume else None)
-    if any(isinstance(callback, StopOnSignal) and callback.caught for callback in trainer.callback_handler.callbacks):
-        print(f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume")
+    if any(
+        isinstance(callback, StopOnSignal) and callback.caught
+        for callback in trainer.callback_handler.callbacks
+    ):
+        print(
+            f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume"
+        )
         raise KeyboardInterrupt
-    _save_model(trainer, tokenizer, folder)
-    results = _final_results(trainer, tokenizer, held_out, config)
+    _save_model(trainer, folder)
+    results = _final_results(trainer)
     results["seconds_per_step"] = seconds_per_step(folder)
     write_json(folder / RESULTS, results)
     _print_results(results)
@@ -254,10 +295,14 @@ def _refuse_changes(folder: Path, config: RunConfig) -> None:
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {prefix.rstrip("."): values}
-    return {key: value for name, inner in values.items() for key, value in _flat(inner, f"{prefix}{name}.").items()}
+    return {
+        key: value
+        for name, inner in values.items()
+        for key, value in _flat(inner, f"{prefix}{name}.").items()
+    }
 
 
-def _save_model(trainer: SAILTrainer, tokenizer: Any, folder: Path) -> None:
+def _save_model(trainer: SAILTrainer, folder: Path) -> None:
     """model/ as an ordinary folder: an adapter is merged into its base, and kept beside as adapter/."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     target, unfinished = folder / "model", folder / "model.tmp"
@@ -266,19 +311,23 @@ def _save_model(trainer: SAILTrainer, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(folder / "adapter")
         model.merge_adapter()
         merged = model.get_base_model()
-        state = {key.replace(".base_layer", ""): value for key, value in merged.state_dict().items() if "lora_" not in key}
+        state = {
+            key.replace(".base_layer", ""): value
+            for key, value in merged.state_dict().items()
+            if "lora_" not in key
+        }
         merged.save_pretrained(unfinished, state_dict=state)
         model.unmerge_adapter()
     else:
         model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
+    trainer.processing_class.save_pretrained(unfinished)
     shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
 
 
-def _final_results(trainer: SAILTrainer, tokenizer: Any, held_out: EncodedDataset | None, config: RunConfig) -> dict[str, Any]:
+def _final_results(trainer: SAILTrainer) -> dict[str, Any]:
     """results.json: the policy against its reference on held-out prompts, and what the run cost."""
-    counters = trainer.tracker.counters
+    counters, held_out = trainer.tracker.counters, trainer.eval_dataset
     results: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "oracle_calls": counters.oracle_calls,
@@ -296,7 +345,10 @@ def _final_results(trainer: SAILTrainer, tokenizer: Any, held_out: EncodedDatase
     settings, oracle = trainer.generator.settings, trainer.oracle
 
     def answers(model: Any) -> Answers:
-        return answer(model, tokenizer, prompts, ids, settings=settings, seed=trainer.args.seed, oracle=oracle)
+        tokenizer = trainer.processing_class
+        return answer(
+            model, tokenizer, prompts, ids, settings=settings, seed=trainer.args.seed, oracle=oracle
+        )
 
     policy = answers(trainer.model)
     model, adapter_off = trainer.reference.model()
@@ -340,7 +392,11 @@ def _print_results(results: dict[str, Any]) -> None:
             print(f"{name:<40} {show(metrics[key])}")
     risen = has_risen(metrics)
     if risen is not None:
-        print("The reward has risen." if risen else "The reward has not risen: the 95% interval of the gain reaches 0.")
+        print(
+            "The reward has risen."
+            if risen
+            else "The reward has not risen: the 95% interval of the gain reaches 0."
+        )
 
 
 def _write_report(folder: Path) -> None:
@@ -379,9 +435,14 @@ def sample(
     tokenizer = make_tokenizer(model)
     loaded = make_model(model)
     settings = SamplingSettings(
-        max_new_tokens, temperature, eos_ids(tokenizer, loaded.generation_config), pad_id=tokenizer.pad_token_id
+        max_new_tokens,
+        temperature,
+        eos_ids(tokenizer, loaded.generation_config),
+        pad_id=tokenizer.pad_token_id,
     )
-    encoded = [encode_prompt(tokenizer, [{"role": "user", "content": text}] if chat else text) for text in prompts]
+    encoded = [
+        encode_prompt(tokenizer, [{"role": "user", "content": text}] if chat else text) for text in prompts
+    ]
     generator = TransformersGenerator(lambda: loaded, tokenizer, settings)
     keys = [(seed, "cli", place, one) for place in range(len(encoded)) for one in range(n)]
     texts = [one.text for one in generator.sample([ids for ids in encoded for _ in range(n)], keys)]

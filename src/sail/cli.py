@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 import traceback
@@ -190,7 +191,7 @@ def _train(options: argparse.Namespace) -> None:
         print(dry_run(config))
         return
     folder = run_training(
-        config, resume=options.resume, overwrite=options.overwrite, config_path=options.config
+        config, resume=options.resume, overwrite=options.overwrite, config_path=shlex.join([options.config, *options.overrides])
     )
     print(f"Run folder: {folder}")
 

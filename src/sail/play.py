@@ -42,7 +42,12 @@ class Size:
 FULL = Size(sft_rows=16000, sft_epochs=2, prompts=4000, steps=150, rows_per_step=32, held_out=512)
 QUICK = Size(sft_rows=8000, sft_epochs=1, prompts=1200, steps=40, rows_per_step=16, held_out=200)
 
-SFT = {"learning_rate": 2e-3, "per_device_train_batch_size": 64, "lr_scheduler_type": "cosine", "max_length": 128}
+SFT = {
+    "learning_rate": 2e-3,
+    "per_device_train_batch_size": 64,
+    "lr_scheduler_type": "cosine",
+    "max_length": 128,
+}
 ALIGN = {
     "beta": 0.1,
     "learning_rate": 2e-4,
@@ -65,13 +70,18 @@ def play(out: Path, *, quick: bool, seed: int) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     began = time.time()
     sft = _fine_tuned(out, size, seed)
-    _say("preference pairs", "the assistant answers every prompt twice; Bradley-Terry on the gold reward picks the better")
+    _say(
+        "preference pairs",
+        "the assistant answers every prompt twice; Bradley-Terry on the gold reward picks the better",
+    )
     _make_pairs(out, sft, size, seed)
     for method in METHODS:
         _say(method, "")
         _align(out, method, size, seed)
     table = summary(out, list(METHODS))
-    report = write_report([out / method for method in METHODS], out / "report.html", title="sail play", summary_table=table)
+    report = write_report(
+        [out / method for method in METHODS], out / "report.html", title="sail play", summary_table=table
+    )
     _print_table(table)
     print(f"\n{(time.time() - began) / 60:.1f} minutes. Read the answers getting better: {report}")
     return report
@@ -88,7 +98,13 @@ def _fine_tuned(out: Path, size: Size, seed: int) -> Path:
         return folder
     _say("sft", "a model of about a million parameters learns to imitate a mediocre assistant")
     write_world(out / "world", n_sft=size.sft_rows, seed=seed)
-    section = {**SFT, "train": "world/sft.jsonl", "output_dir": str(folder), "num_train_epochs": size.sft_epochs, "seed": seed}
+    section = {
+        **SFT,
+        "train": "world/sft.jsonl",
+        "output_dir": str(folder),
+        "num_train_epochs": size.sft_epochs,
+        "seed": seed,
+    }
     return run_sft(load_config(_run_file(out / "sft.yaml", {"model": "world/base", "sft": section})))
 
 
@@ -99,7 +115,11 @@ def _make_pairs(out: Path, sft: Path, size: Size, seed: int) -> None:
         return
     tokenizer, model = make_tokenizer(str(sft)), make_model(str(sft))
     settings = SamplingSettings(
-        MAX_NEW_TOKENS, 1.0, eos_ids(tokenizer, model.generation_config), pad_id=tokenizer.pad_token_id, batch_size=256
+        MAX_NEW_TOKENS,
+        1.0,
+        eos_ids(tokenizer, model.generation_config),
+        pad_id=tokenizer.pad_token_id,
+        batch_size=256,
     )
     generator = TransformersGenerator(lambda: model, tokenizer, settings)
     for split, count, held in (("train", size.prompts, False), ("held-out", size.held_out, True)):
@@ -149,7 +169,9 @@ def summary(out: Path, methods: list[str]) -> dict[str, Any]:
     results = {name: json.loads((out / name / RESULTS).read_text(encoding="utf-8")) for name in methods}
     start = next(iter(results.values()))
     asked = [sample["prompt"] for sample in start["samples"]]
-    rows: list[list[Any]] = [["sft (the reference)", start["metrics"]["reward_reference"], "0", "0.5", "0", "-"]]
+    rows: list[list[Any]] = [
+        ["sft (the reference)", start["metrics"]["reward_reference"], "0", "0.5", "0", "-"]
+    ]
     baseline = results.get("dpo", start)["seconds_per_step"]
     for name, result in results.items():
         metrics = result["metrics"]
@@ -158,18 +180,32 @@ def summary(out: Path, methods: list[str]) -> dict[str, Any]:
         cells = [name, metrics["reward"], metrics["kl"], metrics["win_rate"], str(result["oracle_calls"])]
         rows.append([*cells, f"{result['seconds_ratio']:.2f}"])
     best = mean_interval([gold_maximum(prompt) for prompt in asked]).mean
-    notes = [f"Gold reward is a published rule on text; the best possible mean on these {len(asked)} prompts is {best:.2f}."]
+    notes = [
+        f"Gold reward is a published rule on text; the best possible mean on these {len(asked)} prompts is {best:.2f}."
+    ]
     notes += [difference_to_dpo(results, name) for name in methods if name != "dpo" and "dpo" in results]
-    columns = ["method", "gold reward", "KL to the reference (nats)", "win rate over it", "oracle calls", "seconds per step / DPO"]
+    columns = [
+        "method",
+        "gold reward",
+        "KL to the reference (nats)",
+        "win rate over it",
+        "oracle calls",
+        "seconds per step / DPO",
+    ]
     caption = "Held-out prompts, one seeded sample each, equal optimiser steps; 95% intervals over prompts."
     return {"columns": columns, "rows": rows, "caption": caption, "notes": notes}
 
 
 def difference_to_dpo(results: dict[str, Any], name: str) -> str:
     """`sail-dpr minus dpo: +0.31 [0.12, 0.50], paired over 512 prompts`."""
-    gold = [[gold_reward(one["prompt"], one["response"]) for one in results[key]["samples"]] for key in (name, "dpo")]
+    gold = [
+        [gold_reward(one["prompt"], one["response"]) for one in results[key]["samples"]]
+        for key in (name, "dpo")
+    ]
     gap = paired_interval(gold[0], gold[1])
-    return f"{name} minus dpo: {gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}], paired over {gap.n} prompts."
+    return (
+        f"{name} minus dpo: {gap.mean:+.2f} [{gap.low:+.2f}, {gap.high:+.2f}], paired over {gap.n} prompts."
+    )
 
 
 def _print_table(table: dict[str, Any]) -> None:

@@ -55,9 +55,9 @@ def check(options: AlignmentFields, have: Resources) -> Mixture:
         raise ConfigError(message)
     mixture = mixture_of(options.preset, options.routes)
     for rule in RULES:
-        message = rule(options, mixture, have)
-        if message:
-            raise ConfigError(message)
+        refusal = rule(options, mixture, have)
+        if refusal:
+            raise ConfigError(refusal)
     return mixture
 
 

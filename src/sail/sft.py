@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sail.data.encode import encode_prompt, encode_response
+from sail.data.encode import encode_prompt, encode_response, eos_ids
 from sail.errors import DataError, MissingExtraError
 from sail.training.progress import ReadableProgress
 from sail.types import Prompt
@@ -30,15 +30,19 @@ def fine_tune(
         from transformers import PrinterCallback, ProgressCallback
         from trl import SFTConfig, SFTTrainer
     except ImportError as error:
-        raise MissingExtraError('sail sft needs TRL and datasets. Install them: pip install "sail-align[sft]"') from error
+        raise MissingExtraError(
+            'sail sft needs TRL and datasets. Install them: pip install "sail-align[sft]"'
+        ) from error
     arguments = {"report_to": [], "save_strategy": "no", "logging_steps": 10, **arguments}
-    limit = arguments.get("max_length")
+    limit, ends = arguments.get("max_length"), eos_ids(tokenizer, getattr(model, "generation_config", None))
     config = SFTConfig(**arguments, **_device_defaults(arguments))
     trainer = SFTTrainer(
         model=model,
         args=config,
-        train_dataset=Dataset.from_list(_tokenised(tokenizer, rows, limit)),
-        eval_dataset=None if eval_rows is None else Dataset.from_list(_tokenised(tokenizer, eval_rows, limit)),
+        train_dataset=Dataset.from_list(_tokenised(tokenizer, rows, limit, ends)),
+        eval_dataset=None
+        if eval_rows is None
+        else Dataset.from_list(_tokenised(tokenizer, eval_rows, limit, ends)),
         processing_class=tokenizer,
         peft_config=peft_config,
     )
@@ -67,16 +71,20 @@ def _device_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
     return defaults
 
 
-def _tokenised(tokenizer: Any, rows: list[tuple[Prompt, str]], limit: int | None) -> list[dict[str, list[int]]]:
+def _tokenised(
+    tokenizer: Any, rows: list[tuple[Prompt, str]], limit: int | None, ends: tuple[int, ...]
+) -> list[dict[str, list[int]]]:
     """TRL's processed form: input_ids and a completion_mask that is 1 on the response."""
     examples = []
     for prompt, completion in rows:
         prompt_ids = encode_prompt(tokenizer, prompt)
-        response_ids = encode_response(tokenizer, prompt, completion)
+        response_ids = encode_response(tokenizer, prompt, completion, ends)
         ids = (prompt_ids + response_ids)[:limit]
         if len(ids) <= len(prompt_ids):
             continue
-        examples.append({"input_ids": ids, "completion_mask": [0] * len(prompt_ids) + [1] * (len(ids) - len(prompt_ids))})
+        examples.append(
+            {"input_ids": ids, "completion_mask": [0] * len(prompt_ids) + [1] * (len(ids) - len(prompt_ids))}
+        )
     if not examples:
         raise DataError(f"No row has room for a completion within sft.max_length {limit}. Raise it.")
     return examples

@@ -81,8 +81,9 @@ class SAILTrainer(Trainer):
         model = AutoModelForCausalLM.from_pretrained(model) if isinstance(model, str) else model
         if isinstance(ref_model, str):
             ref_model = AutoModelForCausalLM.from_pretrained(ref_model)
+        ends = eos_ids(tokenizer, getattr(model, "generation_config", None))
         train_rows, eval_rows = (
-            self._encoded(rows, tokenizer, args) for rows in (train_dataset, eval_dataset)
+            self._encoded(rows, tokenizer, args, ends) for rows in (train_dataset, eval_dataset)
         )
         self.mixture = self._checked_mixture(args, train_rows, ref_model)
         model, frozen = self._with_reference(model, ref_model, peft_config, args)
@@ -103,11 +104,15 @@ class SAILTrainer(Trainer):
         self._build(tokenizer, frozen)
 
     @staticmethod
-    def _encoded(rows: Any, tokenizer: Any, args: SAILConfig) -> EncodedDataset | None:
+    def _encoded(rows: Any, tokenizer: Any, args: SAILConfig, ends: tuple[int, ...]) -> EncodedDataset | None:
         if rows is None or isinstance(rows, EncodedDataset):
             return rows
         return encode_rows(
-            load_rows(rows), tokenizer, max_length=args.max_length, max_prompt_length=args.max_prompt_length
+            load_rows(rows),
+            tokenizer,
+            max_length=args.max_length,
+            max_prompt_length=args.max_prompt_length,
+            eos=ends,
         )
 
     def _checked_mixture(self, args: SAILConfig, rows: EncodedDataset | None, ref_model: Any) -> Mixture:
@@ -277,7 +282,7 @@ class SAILTrainer(Trainer):
 
     # ---- logging and evaluation
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds what the steps since the last line showed to Trainer's training log lines."""
         if "loss" in logs:
             logs = {**logs, **self.tracker.take(self.args.temperature)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,7 +58,6 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@lru_cache(maxsize=16)
-def accepts_logits_to_keep(model_class: type) -> bool:
+def accepts_logits_to_keep(model_class: Any) -> bool:
     """Whether the architecture can make the logits of the last positions only (most, not all, of transformers')."""
     return "logits_to_keep" in inspect.signature(model_class.forward).parameters

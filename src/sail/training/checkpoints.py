@@ -1,7 +1,8 @@
 """Which checkpoint can be continued from.
 
-Trainer writes trainer_state.json after everything else of a checkpoint, and deletes old checkpoints only after that. A checkpoint
-is therefore complete exactly if that file is there and parses, and a kill at any moment leaves a complete one if ever there was one.
+Trainer writes trainer_state.json after everything else of a checkpoint, and deletes old checkpoints only after that.
+A checkpoint is therefore complete exactly if that file is there and parses, and a kill at any moment leaves a complete
+one if ever there was one.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint, and a message for each incomplete newer one, which is moved aside, never deleted."""
-    messages = []
+    messages: list[str] = []
     for path in checkpoints(folder):
         if is_complete(path):
             return path, messages

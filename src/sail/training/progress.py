@@ -25,7 +25,8 @@ SHOWN = {
 class ReadableProgress(TrainerCallback):
     """One bar for the run, with the few numbers one watches; everything else goes to metrics.jsonl."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "align") -> None:
+        self.name = name
         self.bar: tqdm | None = None
         self.shown: dict[str, str] = {}
 
@@ -35,7 +36,7 @@ class ReadableProgress(TrainerCallback):
             self.bar = tqdm(
                 total=state.max_steps,
                 initial=state.global_step,
-                desc="align",
+                desc=self.name,
                 unit="step",
                 dynamic_ncols=True,
             )

@@ -103,8 +103,8 @@ class StepMaker:
         self, micro_batches: Sequence[Sequence[dict[str, Any]]], step: int, device: torch.device
     ) -> Step:
         """Route, respond, compare, orient and collate all rows; fill in reference log-probs, weights and baselines."""
-        rows = [row for rows in micro_batches for row in rows]
-        examples = route(rows, self.mixture, self.seed, step, self.prompt_only_share)
+        every_row = [row for rows in micro_batches for row in rows]
+        examples = route(every_row, self.mixture, self.seed, step, self.prompt_only_share)
         with self.timer.phase("generate"):
             respond(examples, self.generator, self.seed, step)
         with self.timer.phase("oracle"):
@@ -228,12 +228,16 @@ def column(values: Sequence[float]) -> Tensor:
 
 def gather(local: list[Any]) -> list[Any]:
     """The lists of all processes, concatenated; the list itself in a single process."""
-    if (
-        torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-        and torch.distributed.get_world_size() > 1
-    ):
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, local)
-        return [one for part in parts for one in part]
-    return local
+    processes = place_among_processes()[1]
+    if processes == 1:
+        return local
+    parts: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(parts, local)
+    return [one for part in parts for one in part]
+
+
+def place_among_processes() -> tuple[int, int]:
+    """(rank, number of processes)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

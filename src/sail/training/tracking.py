@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,16 +12,20 @@ from torch import Tensor
 
 from sail.mixture import Mixture
 from sail.objective import RowLoss, kl_estimate
-from sail.training.step import Step, gather
+from sail.training.step import Step, gather, place_among_processes
 
 
 @dataclass
 class Counters:
-    """Cumulative over the run, kept through checkpoints; of this process, summed over processes when logged."""
+    """Cumulative over the run, kept through checkpoints; of this process, summed over processes when logged.
+
+    `loss` is the sum of the steps' losses up to the last log line, of all processes.
+    """
 
     oracle_calls: int = 0
     abstained: int = 0
     empty_steps: int = 0
+    loss: float = 0.0
     prompts: set[int] = field(default_factory=set)
 
     def state(self) -> dict[str, Any]:
@@ -33,77 +38,120 @@ class Counters:
         return cls(**{**state, "prompts": set(state["prompts"])})
 
 
+@dataclass
+class Window:
+    """What the rows since the last log line showed, as plain numbers, so that a checkpoint between two lines can keep it."""
+
+    steps: int = 0
+    loss: list[float] = field(default_factory=list)
+    margin: list[float] = field(default_factory=list)
+    label: list[float] = field(default_factory=list)
+    self: list[bool] = field(default_factory=list)
+    active: list[bool] = field(default_factory=list)
+    given: list[float] = field(default_factory=list)
+    probability: list[float] = field(default_factory=list)
+    routes: list[str] = field(default_factory=list)
+    ratios: list[tuple[float, float]] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
+    empty: list[bool] = field(default_factory=list)
+
+
 class Tracker:
     """Collects the rows of the steps since the last log line."""
 
     def __init__(self, mixture: Mixture) -> None:
         self.mixture = mixture
-        self.counters = Counters()
-        self._clear()
+        self.reset()
 
-    def _clear(self) -> None:
-        self.results: list[tuple[RowLoss, Tensor, Tensor]] = []
-        self.given: list[float] = []
-        self.probabilities: list[float] = []
-        self.routes: list[str] = []
-        self.ratios: list[tuple[float, float]] = []
-        self.lengths: list[int] = []
-        self.cut: list[bool] = []
-        self.empty: list[bool] = []
+    def reset(self) -> None:
+        """Forget everything, for a run that starts."""
+        self.counters = Counters()
+        self.window = Window()
+        self.results: list[tuple[Tensor, ...]] = []
 
     def add_step(self, step: Step) -> None:
         """Count a prepared step."""
-        counters = self.counters
+        counters, window = self.counters, self.window
         counters.oracle_calls += step.oracle_calls
         counters.abstained += sum(not example.active for example in step.examples)
         counters.empty_steps += step.active_rows == 0
         counters.prompts.update(example.index for example, _ in step.online)
-        self.routes.extend(example.share.route.name for example in step.examples)
+        window.steps += 1
+        window.routes.extend(example.share.route.name for example in step.examples)
         for example, row in step.online:
-            self.ratios.append(row.log_ratios)
+            window.ratios.append(row.log_ratios)
             for response in example.responses:
-                self.lengths.append(len(response.ids))
-                self.cut.append(response.cut)
-                self.empty.append(not response.text.strip())
+                window.lengths.append(len(response.ids))
+                window.cut.append(response.cut)
+                window.empty.append(not response.text.strip())
         for example in step.examples:
             dataset_verdict = example.share.route.name == "ddp" and not example.row.get("identical", False)
-            self.given.append(1.0 if dataset_verdict else math.nan)
+            window.given.append(1.0 if dataset_verdict else math.nan)
             told = (
                 example.preference.first_wins
                 if example.preference and example.share.route.label == "oracle"
                 else None
             )
-            self.probabilities.append(math.nan if told is None else told)
+            window.probability.append(math.nan if told is None else told)
 
     def add_result(self, result: RowLoss, batch: dict[str, Tensor]) -> None:
         """Keep a micro-batch's per-row results, without reading them."""
-        self.results.append((result, batch["self_label"], batch["pair_weight"] > 0))
+        self.results.append(
+            (
+                result.loss.detach(),
+                result.margin,
+                result.label,
+                batch["self_label"],
+                batch["pair_weight"] > 0,
+            )
+        )
+
+    def _read(self) -> Window:
+        """The window with all results in it: the one place where the device is waited for."""
+        window = self.window
+        for result in self.results:
+            columns = (window.loss, window.margin, window.label, window.self, window.active)
+            for column, values in zip(columns, result, strict=True):
+                column.extend(values.tolist())
+        self.results = []
+        return window
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps, JSON-able, one entry per process; every process must call it."""
+        return gather([{"counters": self.counters.state(), "window": dict(self._read().__dict__)}])
+
+    def restore(self, kept: Sequence[dict[str, Any]]) -> None:
+        """From `state`. With another number of processes than then, the first one takes everything over."""
+        self.reset()
+        place, processes = place_among_processes()
+        if len(kept) == processes:
+            kept = [kept[place]]
+        elif place > 0:
+            return
+        for part in kept:
+            _add(self.counters, Counters.restore(part["counters"]))
+            _add(self.window, Window(**part["window"]))
+        # Counted alike by every process, so they are not summed.
+        self.counters.loss = kept[0]["counters"]["loss"]
+        self.counters.empty_steps = kept[0]["counters"]["empty_steps"]
+        self.window.steps = kept[0]["window"]["steps"]
 
     def take(self, temperature: float) -> dict[str, float | None]:
-        """The log line's numbers over all processes since the last one, then start over."""
-        table = {
-            "margin": torch.cat([result.margin for result, _, _ in self.results]).tolist()
-            if self.results
-            else [],
-            "label": torch.cat([result.label for result, _, _ in self.results]).tolist()
-            if self.results
-            else [],
-            "self": torch.cat([flags for _, flags, _ in self.results]).tolist() if self.results else [],
-            "active": torch.cat([flags for _, _, flags in self.results]).tolist() if self.results else [],
-            "given": self.given,
-            "probability": self.probabilities,
-            "routes": self.routes,
-            "ratios": self.ratios,
-            "lengths": self.lengths,
-            "cut": self.cut,
-            "empty": self.empty,
-        }
+        """The log line's numbers over all processes since the last one, then start over.
+
+        `loss` is Trainer's, the mean over the steps since then, made from the rows: it does not depend on where a run was
+        interrupted, and a NaN stays one instead of being passed over.
+        """
         counters = self.counters
-        own = (table, counters.oracle_calls, counters.abstained, sorted(counters.prompts))
-        gathered = gather([own])
-        joined = {name: [value for tables, *_ in gathered for value in tables[name]] for name in table}
-        self._clear()
+        gathered = gather([(self._read().__dict__, counters.oracle_calls, counters.abstained, counters.prompts)])
+        names = [name for name in self.window.__dict__ if name != "steps"]
+        joined = {name: [value for window, *_ in gathered for value in window[name]] for name in names}
+        total, steps = _sum(joined["loss"]) / len(gathered), self.window.steps
+        counters.loss += total
+        self.window = Window()
         return {
+            "loss": total / max(steps, 1),
             **pair_numbers(joined),
             **{
                 f"route/{share.route.name}": _share(joined["routes"], share.route.name)
@@ -115,6 +163,17 @@ class Tracker:
             "oracle/abstained": sum(abstained for _, _, abstained, _ in gathered),
             "step/empty": counters.empty_steps,
         }
+
+    def mean_loss(self, steps: int) -> float:
+        """The mean loss of the run's steps so far; every process must call it."""
+        gathered = gather([self._read().loss])
+        return (self.counters.loss + _sum([one for part in gathered for one in part]) / len(gathered)) / max(steps, 1)
+
+
+def _add(total: Any, part: Any) -> None:
+    for name, value in part.__dict__.items():
+        so_far = getattr(total, name)
+        setattr(total, name, so_far | value if isinstance(value, set) else so_far + value)
 
 
 def pair_numbers(rows: dict[str, list[Any]]) -> dict[str, float | None]:
@@ -172,7 +231,12 @@ def _half_step(value: float) -> float:
 
 
 def _mean(values: list[Any]) -> float | None:
-    return math.fsum(values) / len(values) if values else None
+    return _sum(values) / len(values) if values else None
+
+
+def _sum(values: Sequence[float]) -> float:
+    """Exact, so that the order of rows does not matter; numbers that are not finite stay what they are."""
+    return math.fsum(values) if all(math.isfinite(value) for value in values) else float(sum(values))
 
 
 def _share(values: list[str], name: str) -> float:
