@@ -93,9 +93,13 @@ def has_risen(metrics: dict[str, dict[str, Any]]) -> bool | None:
     return None if gain is None or gain["low"] is None else gain["low"] > 0
 
 
-def _outcomes(policy: Answers, reference: Answers, prompts: Sequence[Prompt], oracle: Oracle) -> list[float | None]:
+def _outcomes(
+    policy: Answers, reference: Answers, prompts: Sequence[Prompt], oracle: Oracle
+) -> list[float | None]:
     """1, 1/2 or 0 per prompt for the policy's answer against the reference's; None where the oracle abstains."""
-    pairs = [Pair(prompt, *texts) for prompt, *texts in zip(prompts, policy.texts, reference.texts, strict=True)]
+    pairs = [
+        Pair(prompt, *texts) for prompt, *texts in zip(prompts, policy.texts, reference.texts, strict=True)
+    ]
     outcomes: list[float | None] = []
     for preference in ask(oracle, pairs)[0]:
         p = preference.first_wins
@@ -106,7 +110,11 @@ def _outcomes(policy: Answers, reference: Answers, prompts: Sequence[Prompt], or
 def _samples(policy: Answers, reference: Answers, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     rows = []
     for place, prompt in enumerate(prompts):
-        row: dict[str, Any] = {"prompt": prompt, "reference": reference.texts[place], "response": policy.texts[place]}
+        row: dict[str, Any] = {
+            "prompt": prompt,
+            "reference": reference.texts[place],
+            "response": policy.texts[place],
+        }
         if policy.rewards is not None and reference.rewards is not None:
             row.update(reward=policy.rewards[place], reward_reference=reference.rewards[place])
         rows.append(row)

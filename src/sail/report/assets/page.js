@@ -1,0 +1,164 @@
+"use strict";
+// The pair browser and the charts' highlighting. Texts are set as textContent only: they are untrusted.
+(() => {
+  const COLOURS = 8;
+  const PAGE = 20;
+
+  const element = (tag, className, text) => {
+    const node = document.createElement(tag);
+    if (className) node.className = className;
+    if (text !== undefined) node.textContent = text;
+    return node;
+  };
+  const dot = (run) => {
+    const node = element("i", "dot");
+    node.style.setProperty("--c", `var(--c${run % COLOURS})`);
+    return node;
+  };
+
+  // ---- charts: a pressed run stays, the others fade
+  const buttons = [...document.querySelectorAll(".legend button")];
+  const lines = [...document.querySelectorAll('.chart g[class^="run-"]')];
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      const press = button.getAttribute("aria-pressed") !== "true";
+      for (const other of buttons) other.setAttribute("aria-pressed", String(press && other === button));
+      for (const line of lines) {
+        line.classList.toggle("faded", press && !line.classList.contains(`run-${button.dataset.run}`));
+      }
+    });
+  }
+
+  // ---- pairs
+  const source = document.getElementById("pair-data");
+  if (!source) return;
+  const { names, rows } = JSON.parse(source.textContent);
+  const form = document.getElementById("filters");
+  const list = document.getElementById("pair-list");
+  const count = document.getElementById("count");
+  const more = document.getElementById("more");
+  for (const row of rows) {
+    const prompt = row.prompt.map((message) => message.content).join("\n");
+    row.haystack = `${prompt}\n${row.first}\n${row.second}`.toLowerCase();
+  }
+
+  const fill = (name, values, words = (value) => value) => {
+    const select = form.elements[name];
+    if (!select) return;
+    select.append(new Option("all", ""));
+    for (const value of values) select.append(new Option(words(value), value));
+  };
+  const distinct = (key) => [...new Set(rows.map((row) => row[key]))].sort();
+  fill("run", [...new Set(rows.map((row) => row.run))], (run) => names[run]);
+  fill("route", distinct("route"));
+  fill("source", distinct("source"));
+  const steps = rows.map((row) => row.step).filter((step) => step !== null);
+  form.elements.from.placeholder = Math.min(...steps);
+  form.elements.to.placeholder = Math.max(...steps);
+
+  const unsureness = (row) => (row.probability === null ? 1 : Math.abs(row.probability - 0.5));
+  const orders = {
+    early: (a, b) => a.step - b.step,
+    late: (a, b) => b.step - a.step,
+    unsure: (a, b) => unsureness(a) - unsureness(b),
+  };
+
+  const matching = () => {
+    const want = Object.fromEntries(new FormData(form));
+    const text = want.text.trim().toLowerCase();
+    return rows
+      .filter((row) =>
+        (!want.run || row.run === Number(want.run)) &&
+        (!want.route || row.route === want.route) &&
+        (!want.source || row.source === want.source) &&
+        (want.from === "" || row.step >= Number(want.from)) &&
+        (want.to === "" || row.step <= Number(want.to)) &&
+        (!text || row.haystack.includes(text)))
+      .sort(orders[want.order]);
+  };
+
+  const promptBlock = (messages) => {
+    const block = element("div", "prompt");
+    block.dir = "auto";
+    for (const { role, content } of messages) {
+      if (role) block.append(element("span", "role", role));
+      block.append(element("p", "", content));
+    }
+    return block;
+  };
+
+  const response = (row, index) => {
+    const [name, text] = index === 0 ? ["first", row.first] : ["second", row.second];
+    const share = row.label === null ? null : index === 0 ? row.label : 1 - row.label;
+    const block = element("div", share !== null && share > 0.5 ? "answer preferred" : "answer");
+    const head = element("h3");
+    head.append(element("span", "", share !== null && share > 0.5 ? `${name} · preferred` : name));
+    const length = row.lengths[index];
+    const facts = [];
+    if (length !== null) facts.push(length === 1 ? "1 token" : `${length} tokens`);
+    if (row.cut[index]) facts.push("cut");
+    head.append(element("span", "fact", facts.join(", ")));
+    const body = element("p", "text", text);
+    body.dir = "auto";
+    block.append(head, body);
+    return block;
+  };
+
+  const verdict = (row) => {
+    const block = element("div", "verdict");
+    const by = row.source || "unknown";
+    if (row.probability === null) {
+      const why = row.reason ? `abstained: ${row.reason}` : row.label === null ? "no label" : `label ${round(row.label)}`;
+      block.append(element("span", "", `${by} · ${why}`));
+      return block;
+    }
+    const bar = element("div", "bar");
+    bar.setAttribute("role", "img");
+    bar.setAttribute("aria-label", `first wins with probability ${round(row.probability)}`);
+    const part = element("span");
+    part.style.width = `${100 * Math.min(1, Math.max(0, row.probability))}%`;
+    bar.append(part);
+    const label = row.label === null ? "no label" : row.label === row.probability ? "" : `trained as ${round(row.label)}`;
+    const said = [by, `first wins with ${round(row.probability)}`, label, row.reason].filter(Boolean);
+    block.append(bar, element("span", "", said.join(" · ")));
+    return block;
+  };
+  const round = (value) => (value > 0 && value < 0.005) || (value < 1 && value > 0.995) ? value.toPrecision(3) : value.toFixed(2);
+
+  const card = (row) => {
+    const node = element("article", "pair");
+    const head = element("div", "head");
+    if (names.length > 1) {
+      const run = element("span", "run-name");
+      run.append(dot(row.run), names[row.run]);
+      head.append(run);
+    }
+    head.append(element("span", "", row.step === null ? "step unknown" : `step ${row.step}`), element("span", "tag", row.route));
+    const both = element("div", "answers");
+    both.append(response(row, 0), response(row, 1));
+    node.append(head, promptBlock(row.prompt), both, verdict(row));
+    return node;
+  };
+
+  let found = [];
+  let shown = 0;
+  const showMore = () => {
+    list.append(...found.slice(shown, shown + PAGE).map(card));
+    shown = Math.min(found.length, shown + PAGE);
+    more.hidden = shown === found.length;
+    count.textContent = found.length
+      ? `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} pairs match; ${shown} shown.`
+      : "No pair matches. Widen the filters.";
+  };
+  const update = () => {
+    found = matching();
+    shown = 0;
+    list.replaceChildren();
+    showMore();
+  };
+  form.addEventListener("input", update);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  more.addEventListener("click", showMore);
+  form.hidden = false;
+  update();
+})();

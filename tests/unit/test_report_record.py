@@ -1,0 +1,151 @@
+"""Reading a run folder: what a whole one says, and that damage is told and survived."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import math
+
+import pytest
+from fake_runs import MIXTURE, write_run
+
+from sail.errors import DataError
+from sail.report.record import Problem, RunRecord, number, read_run, read_runs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_run(tmp_path / "sail-dpr", "sail-dpr", lines=60)
+
+
+def texts(record):
+    return [(p.file, p.text) for p in record.problems]
+
+
+def test_a_whole_folder(folder):
+    record = read_run(folder)
+    assert record.name == "sail-dpr"
+    assert record.problems == []
+    assert record.not_finite == {}
+    assert record.config["train"]["beta"] == 0.1
+    assert record.metric("win_rate") == {"mean": 0.8, "low": 0.76, "high": 0.83, "n": 512}
+    assert record.metric("absent") is None
+    steps, loss = record.column("loss")
+    assert steps == list(range(1, 61))
+    assert len(loss) == 60
+    assert record.column("eval_reward")[0] == [1, 20, 40, 60]
+    assert record.last("oracle/calls") == 16 * 60
+    assert record.column("something/new") == ([], [])
+    assert record.pairs_total == 240
+    assert record.pairs_by_route == {"dpr": 240}
+    assert len(record.pairs) == 240
+
+
+def test_pairs_are_spread_over_the_run_and_every_route_is_seen(folder):
+    with gzip.open(folder / "pairs.jsonl.gz", "at") as file:
+        file.write(json.dumps({"step": 60, "route": "rare", "first": "same", "second": "same"}) + "\n")
+    record = read_run(folder, max_pairs=24)
+    assert record.pairs_total == 241
+    assert record.pairs_by_route == {"dpr": 240, "rare": 1}
+    assert 20 <= len(record.pairs) <= 25
+    steps = [row["step"] for row in record.pairs]
+    assert steps[0] == 1
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 4
+    assert {row["route"] for row in record.pairs} == {"dpr", "rare"}
+    assert record.pairs_identical >= 1
+
+
+def test_a_half_written_last_metrics_line_is_left_out(folder):
+    path = folder / "metrics.jsonl"
+    whole = read_run(folder).metrics
+    path.write_bytes(path.read_bytes()[:-25])
+    record = read_run(folder)
+    assert record.metrics == whole[:-1]
+    assert texts(record) == [("metrics.jsonl", "the last line is half written and was left out")]
+
+
+def test_broken_lines_in_the_middle_are_counted(folder):
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    lines[3:3] = ["{broken", "[1, 2]", ""]
+    path.write_text("\n".join(lines) + "\n")
+    record = read_run(folder)
+    assert len(record.metrics) == len(lines) - 3
+    assert texts(record) == [("metrics.jsonl", "2 lines are no JSON objects, left out: 4, 5")]
+
+
+@pytest.mark.parametrize("cut", [1, 9, 300, 900])
+def test_a_truncated_last_gzip_member_is_read_as_far_as_it_goes(folder, cut):
+    path = folder / "pairs.jsonl.gz"
+    whole = read_run(folder).pairs
+    path.write_bytes(path.read_bytes()[:-cut])
+    record = read_run(folder)
+    assert len(record.pairs) >= 200  # the first member holds the first 50 steps
+    assert record.pairs == whole[: len(record.pairs)]
+    assert texts(record) == [("pairs.jsonl.gz", "ends in the middle of a compressed block; read up to there")]
+
+
+def test_garbage_after_a_member_is_told(folder):
+    path = folder / "pairs.jsonl.gz"
+    path.write_bytes(path.read_bytes() + b"not gzip at all")
+    record = read_run(folder)
+    assert len(record.pairs) == 240
+    assert texts(record) == [("pairs.jsonl.gz", "a part is damaged; read up to there")]
+
+
+def test_numbers_that_are_not_finite_become_gaps_and_are_counted(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 61, "loss": NaN, "grad_norm": Infinity}\n{"step": 62, "loss": NaN}\n')
+    record = read_run(folder)
+    assert record.not_finite == {"grad_norm": 1, "loss": 2}
+    assert record.column("loss")[0][-1] == 60
+    assert all(math.isfinite(v) for row in record.metrics for v in row.values() if isinstance(v, float))
+
+
+def test_an_empty_folder_says_what_is_missing(tmp_path):
+    record = read_run(tmp_path)
+    files = ["config.resolved.yaml", "results.json", "metrics.jsonl", "pairs.jsonl.gz"]
+    assert record.problems == [Problem(file, "not there", missing=True) for file in files]
+    assert record.metrics == record.pairs == []
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [("{", "cannot be parsed (half written?), left out"), ("[1]", "does not hold a mapping, left out")],
+)
+def test_broken_config_and_results_are_left_out(folder, content, text):
+    for name in ("config.resolved.yaml", "results.json"):
+        (folder / name).write_text(content)
+    record = read_run(folder)
+    assert record.config == record.results == {}
+    assert texts(record) == [("config.resolved.yaml", text), ("results.json", text)]
+
+
+def test_no_folder_is_an_error_that_says_what_to_give(tmp_path):
+    with pytest.raises(DataError, match=r"is not a folder.*output_dir"):
+        read_run(tmp_path / "nowhere")
+
+
+def test_a_step_logged_twice_counts_once():
+    record = RunRecord(
+        "r", metrics=[{"step": 2, "loss": 1.0}, {"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+    )
+    assert record.column("loss") == ([1, 2], [3.0, 2.0])
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path):
+    folders = [write_run(tmp_path / seed / "dpo", "dpo", lines=2) for seed in ("a", "b")]
+    assert [r.name for r in read_runs(folders)] == ["a/dpo", "b/dpo"]
+    assert [r.name for r in read_runs([folders[0]] * 2)] == ["a/dpo", "a/dpo (2)"]
+
+
+@pytest.mark.parametrize("value", [None, True, "1", math.nan, math.inf, 10**400, [1]])
+def test_what_is_not_a_number(value):
+    assert number(value) is None
+
+
+def test_data_runs_have_no_pairs(tmp_path):
+    record = read_run(write_run(tmp_path / "dpo", "dpo", lines=4))
+    assert set(MIXTURE["dpo"]) == {"data"}
+    assert texts(record) == [("pairs.jsonl.gz", "not there")]
