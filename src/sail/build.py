@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from sail.evaluation.final import Answers, answer, compare_with_reference, has_r
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles import Oracle, as_oracle, load_callable
 from sail.trainer import SAILConfig, SAILTrainer
-from sail.training.checkpoints import checkpoints, latest_checkpoint
+from sail.training.checkpoints import checkpoints, is_complete
 from sail.training.progress import StopOnSignal
 from sail.training.step import PHASES
 
@@ -201,7 +202,10 @@ def run_sft(config: RunConfig) -> Path:
 
 def dry_run(config: RunConfig) -> str:
     """`sail train --dry-run`: what the run would do, from the real model and data, without training."""
-    trainer, remarks = make_trainer(config)
+    # Trainer makes its output_dir when it is built, and a dry run leaves nothing behind.
+    with tempfile.TemporaryDirectory() as elsewhere:
+        train = config.train.model_copy(update={"output_dir": elsewhere})
+        trainer, remarks = make_trainer(config.model_copy(update={"train": train}))
     arguments = trainer.args
     steps = _optimiser_steps(trainer)
     rows = (
@@ -232,10 +236,13 @@ def _optimiser_steps(trainer: SAILTrainer) -> int:
 def run_training(config: RunConfig, *, resume: bool, overwrite: bool, config_path: str) -> Path:
     """`sail train`: returns the run folder, with everything interface.md lists in it."""
     folder = Path(config.train.output_dir)
-    _prepare_folder(folder, config, resume=resume, overwrite=overwrite)
+    _check_folder(folder, config, resume=resume, overwrite=overwrite)
     print(resolved_yaml(config))
     trainer, remarks = make_trainer(config)
     print("\n".join(remarks))
+    # Not before: a run whose model or data turn out to be unusable must not cost the old one.
+    if overwrite and _holds_a_run(folder):
+        _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
     trainer.train(resume_from_checkpoint=True if resume else None)
@@ -256,20 +263,12 @@ def run_training(config: RunConfig, *, resume: bool, overwrite: bool, config_pat
     return folder
 
 
-def _prepare_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+def _check_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
     """Refuse to mix two runs in one folder; a run is only continued with the settings it was begun with."""
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other. Keep one.")
-    used = folder.is_dir() and ((folder / RESOLVED).exists() or bool(checkpoints(folder)))
-    if overwrite and used:
-        # Only what a run writes is removed; files of the user's own stay.
-        for path in checkpoints(folder):
-            shutil.rmtree(path)
-        for name in (RESOLVED, "metrics.jsonl", "pairs.jsonl.gz", RESULTS, "report.html", "report.json"):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "model", ignore_errors=True)
-        return
-    if used and not resume:
+    used = _holds_a_run(folder)
+    if used and not resume and not overwrite:
         raise ConfigError(
             f"{folder} already holds a run. Continue it with --resume, start it anew with --overwrite, or choose another "
             "train.output_dir."
@@ -278,8 +277,20 @@ def _prepare_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite:
         _refuse_changes(folder, config)
 
 
+def _holds_a_run(folder: Path) -> bool:
+    return folder.is_dir() and ((folder / RESOLVED).exists() or bool(checkpoints(folder)))
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run writes; files of the user's own stay."""
+    for path in [*checkpoints(folder), folder / "model", folder / "adapter"]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (RESOLVED, "metrics.jsonl", "pairs.jsonl.gz", RESULTS, "report.html", "report.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _refuse_changes(folder: Path, config: RunConfig) -> None:
-    if not (folder / RESOLVED).exists() or latest_checkpoint(folder)[0] is None:
+    if not (folder / RESOLVED).exists() or not any(is_complete(path) for path in checkpoints(folder)):
         return
     before = _flat(yaml.safe_load((folder / RESOLVED).read_text(encoding="utf-8")))
     now = _flat(yaml.safe_load(resolved_yaml(config)))

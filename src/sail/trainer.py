@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     ProgressCallback,
     Trainer,
     TrainerCallback,
+    set_seed,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -31,11 +33,11 @@ from sail.objective import ObjectiveSettings, ResponseLogProbs, RowColumns, RowL
 from sail.online import Example, collate, compare, dataset_responses, orient
 from sail.oracles import Oracle, as_oracle
 from sail.rules import Resources, check
+from sail.training import checkpoints
 from sail.training.arguments import SAILConfig
-from sail.training.checkpoints import latest_checkpoint, require_complete
 from sail.training.held_out import answer_metrics, pair_metrics
 from sail.training.models import attach_adapter, disable_dropout
-from sail.training.progress import ReadableProgress, StopAtKL
+from sail.training.progress import ReadableProgress, SaveAfterEpochLines, StopAtKL
 from sail.training.recorder import RunRecorder, pair_lines
 from sail.training.reference import Reference
 from sail.training.step import PhaseTimer, StepMaker, column, fill_weights, gather
@@ -86,6 +88,8 @@ class SAILTrainer(Trainer):
             self._encoded(rows, tokenizer, args, ends) for rows in (train_dataset, eval_dataset)
         )
         self.mixture = self._checked_mixture(args, train_rows, ref_model)
+        # Trainer seeds too, but later: a fresh adapter is drawn at random.
+        set_seed(args.seed)
         model, frozen = self._with_reference(model, ref_model, peft_config, args)
         self._metrics_of_user = kwargs.pop("compute_metrics", None)
         super().__init__(
@@ -181,6 +185,7 @@ class SAILTrainer(Trainer):
         self.add_callback(self.recorder)
         if args.kl_limit is not None:
             self.add_callback(StopAtKL(args.kl_limit))
+        self.add_callback(SaveAfterEpochLines())
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(ReadableProgress())
@@ -195,19 +200,40 @@ class SAILTrainer(Trainer):
         An incomplete checkpoint (the run was killed while saving) is moved aside with a message; without any complete one
         training starts from the beginning.
         """
-        checkpoint: str | None = None
-        if resume_from_checkpoint is True:
-            with self.args.main_process_first(local=False, desc="looking for a checkpoint"):
-                found, messages = latest_checkpoint(Path(self.args.output_dir))
-            for message in messages:
-                self.warn(message)
-            checkpoint = None if found is None else str(found)
-        elif resume_from_checkpoint:
-            checkpoint = str(require_complete(Path(resume_from_checkpoint)))
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        self.recorder.continue_from(None if checkpoint is None else checkpoints.run_state(checkpoint))
         if self.args.precompute_ref_log_probs and not self.reference.remember:
             self._precompute()
         self.timer.take()
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
+
+    def _checkpoint(self, resume: str | bool | None) -> Path | None:
+        """The checkpoint to continue from, with everything out of its way."""
+        folder, found = Path(self.args.output_dir), None
+        messages: list[str] = []
+        with self.args.main_process_first(local=False, desc="looking for a checkpoint"):
+            if resume is True:
+                found, messages = checkpoints.latest_checkpoint(folder)
+            elif resume:
+                found = checkpoints.require_complete(Path(resume))
+            messages += checkpoints.set_newer_aside(
+                folder, 0 if found is None else checkpoints.step_of(found)
+            )
+        for message in messages:
+            self.warn(message)
+        return found
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's own; as the first thing in a checkpoint it also keeps the run's state there."""
+        if not (_internal_call and output_dir):
+            super().save_model(output_dir, _internal_call)
+            return
+        state = {**self.recorder.state(), "weights_only": self.args.save_only_model}
+        if self.args.should_save:
+            checkpoints.begin_checkpoint(Path(output_dir))
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            checkpoints.write_run_state(Path(output_dir), state)
 
     def _precompute(self) -> None:
         if self.train_dataset is not None and self.mixture.offline:
@@ -220,6 +246,9 @@ class SAILTrainer(Trainer):
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], int]:
         """All micro-batches of the step at once: their rows are routed, answered, labelled and made into tensors."""
+        if 0 < self.state.max_steps <= self.state.global_step:
+            # A finished run was resumed: Trainer would do one step too many.
+            return [], 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         step = self.maker.make([batch["rows"] for batch in batches], self.state.global_step, self.args.device)
         self.tracker.add_step(step)
@@ -287,6 +316,12 @@ class SAILTrainer(Trainer):
         if "loss" in logs:
             logs = {**logs, **self.tracker.take(self.args.temperature)}
             logs.update({f"seconds/{name}": round(seconds, 6) for name, seconds in self.timer.take().items()})
+            if not math.isfinite(logs["loss"]):
+                self.warn(
+                    f"Step {self.state.global_step}: the loss is {logs['loss']}; the weights may be lost."
+                )
+        elif "train_loss" in logs:
+            logs = {**logs, "train_loss": self.tracker.mean_loss(self.state.global_step)}
         super().log(logs, start_time)
 
     def prediction_step(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria, StopStringCriteria
+from transformers import LogitsProcessor, StoppingCriteria
 
 
 class RowSeededSampler(LogitsProcessor):
@@ -40,11 +41,29 @@ class RowSeededSampler(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter_(1, token, 0.0)
 
 
+class StopStrings:
+    """Which responses hold a stop string. Decodes the newest tokens: transformers' own criterion needs a tokenizer that can
+    write any text, and may find the beginning of a stop string in the prompt."""
+
+    def __init__(self, tokenizer: Any, strings: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.strings = list(strings)
+        # A stop string has at most as many tokens as characters; a few more cover tokens that show as nothing.
+        self.window = max(map(len, self.strings)) + 8
+
+    def found(self, responses: Tensor) -> Tensor:
+        """responses (N, t), without prompts -> (N,) bool."""
+        texts = self.tokenizer.batch_decode(responses[:, -self.window :].tolist(), skip_special_tokens=True)
+        return torch.tensor(
+            [any(one in text for one in self.strings) for text in texts], device=responses.device
+        )
+
+
 class EndRecorder(StoppingCriteria):
     """Where each row ended, by an EOS or a stop string; 0 while it has not. Never inferred from pad ids: pad may be an EOS."""
 
     def __init__(
-        self, rows: int, eos_ids: Sequence[int], stop_strings: StopStringCriteria | None, device: torch.device
+        self, rows: int, eos_ids: Sequence[int], stop_strings: StopStrings | None, device: torch.device
     ) -> None:
         self.eos_ids = torch.tensor(list(eos_ids), device=device)
         self.stop_strings = stop_strings
@@ -56,6 +75,6 @@ class EndRecorder(StoppingCriteria):
         self.step += 1
         ended = torch.isin(input_ids[:, -1], self.eos_ids)
         if self.stop_strings is not None:
-            ended = ended | self.stop_strings(input_ids, scores)
+            ended = ended | self.stop_strings.found(input_ids[:, -self.step :])
         self.lengths = torch.where((self.lengths == 0) & ended, self.step, self.lengths)
         return self.lengths > 0

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from sail import seeds
 from sail.errors import SailError
 from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey
-from sail.generation.sampler import EndRecorder, RowSeededSampler
+from sail.generation.sampler import EndRecorder, RowSeededSampler, StopStrings
 
 
 class TransformersGenerator(Generator):
@@ -59,21 +59,19 @@ class TransformersGenerator(Generator):
             [torch.from_numpy(seeds.uniforms(settings.max_new_tokens, *key)) for key in keys]
         ).to(device)
         sampler = RowSeededSampler(numbers, settings.temperature)
-        stops = (
-            StopStringCriteria(self.tokenizer, list(settings.stop_strings)) if settings.stop_strings else None
-        )
+        stops = StopStrings(self.tokenizer, settings.stop_strings) if settings.stop_strings else None
         ends = EndRecorder(len(prompts), settings.eos_ids, stops, device)
-        output = model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            generation_config=neutral_config(settings, check=not self._checked),
-            logits_processor=LogitsProcessorList([sampler]),
-            stopping_criteria=StoppingCriteriaList([ends]),
-        )
+        with first_logits(model) as raw:
+            output = model.generate(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                generation_config=neutral_config(settings),
+                logits_processor=LogitsProcessorList([sampler]),
+                stopping_criteria=StoppingCriteriaList([ends]),
+            )
         if not self._checked:
-            check_untouched(sampler, output.logits[0])
+            check_untouched(sampler, raw[0])
             self._checked = True
-            output = output.sequences
         return self._collect(output[:, input_ids.shape[1] :], sampler, ends)
 
     def _collect(self, tokens: Tensor, sampler: RowSeededSampler, ends: EndRecorder) -> list[Sampled]:
@@ -106,7 +104,24 @@ def sampling_mode(model: Any) -> Iterator[Any]:
         model.train(was_training)
 
 
-def neutral_config(settings: SamplingSettings, *, check: bool) -> GenerationConfig:
+@contextmanager
+def first_logits(model: Any) -> Iterator[list[Tensor]]:
+    """Collects the logits of the block's first forward pass, last position, (N, V): a copy, taken before `generate` can touch
+    them (the raw logits that it returns itself are those that an in-place processor has changed)."""
+    raw: list[Tensor] = []
+
+    def keep(module: Any, arguments: Any, output: Any) -> None:
+        if not raw:
+            raw.append(output.logits[:, -1].clone())
+
+    handle = model.register_forward_hook(keep)
+    try:
+        yield raw
+    finally:
+        handle.remove()
+
+
+def neutral_config(settings: SamplingSettings) -> GenerationConfig:
     """Greedy decoding, because the sampler leaves one token possible; nothing that changes scores."""
     return GenerationConfig(
         do_sample=False,
@@ -114,8 +129,6 @@ def neutral_config(settings: SamplingSettings, *, check: bool) -> GenerationConf
         eos_token_id=list(settings.eos_ids),
         pad_token_id=settings.pad_id,
         use_cache=True,
-        output_logits=check,
-        return_dict_in_generate=check,
     )
 
 

@@ -1,7 +1,7 @@
 """The two extra gradient terms of SAIL, as surrogates: value exactly zero, gradient exactly the correction.
 
-As a *loss*, c * E[(F - b) * grad x] becomes  -c * stop_grad(F - b) * (x - stop_grad(x)).  The value is zero, so the logged loss stays
-the pair loss; the sign is the loss's, so that gradient descent climbs J.
+As a *loss*, c * E[(F - b) * grad x] becomes  -c * stop_grad(F - b) * (x - stop_grad(x)).  The value is zero, so the
+logged loss stays the pair loss; the sign is the loss's, so that gradient descent climbs J.
 """
 
 from __future__ import annotations

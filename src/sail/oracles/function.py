@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -136,19 +136,25 @@ def load_callable(path: str) -> Callable[..., Any]:
 def _call(name: str, function: Callable[..., Any], pairs: Sequence[Pair], *arguments: list[Any]) -> list[Any]:
     try:
         values = function(*arguments)
+        # In the same block: a generator only runs, and fails, when its values are taken.
+        listed = list(values) if _in_order(values) else None
     except Exception as error:
         raise OracleError(
             f"Oracle {name} raised {type(error).__name__}: {error} (asked about {len(pairs)} rows: "
             f"{describe(pairs, range(len(pairs)))})"
         ) from error
-    try:
-        values = list(values)
-    except TypeError:
+    if listed is None:
         raise OracleError(
-            f"Oracle {name} must return a list with one value per row; it returned {values!r}."
-        ) from None
-    check_count(name, pairs, values)
-    return values
+            f"Oracle {name} must return a list with one value per row; it returned {values!r} (asked about {len(pairs)} "
+            f"rows: {describe(pairs, range(len(pairs)))})"
+        )
+    check_count(name, pairs, listed)
+    return listed
+
+
+def _in_order(values: Any) -> bool:
+    """Whether it holds one value after the other; a set or a dict has lost the order of the rows."""
+    return isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set)
 
 
 def _numbers(name: str, pairs: Sequence[Pair], values: Sequence[Any], wanted: str) -> list[float]:

@@ -42,6 +42,9 @@ class SAILConfig(AlignmentFields, TrainingArguments):
                 and torch.cuda.is_available()
                 and torch.cuda.is_bf16_supported()
             )
+        # Else the data order would come from whatever the global random state is when training starts.
+        if getattr(self, "data_seed", None) is None:
+            self.data_seed = self.seed
         for name, value in apply_preset(self).items():
             setattr(self, name, value)
         super().__post_init__()

@@ -1,8 +1,8 @@
 """Which checkpoint can be continued from.
 
-Trainer writes trainer_state.json after everything else of a checkpoint, and deletes old checkpoints only after that.
-A checkpoint is therefore complete exactly if that file is there and parses, and a kill at any moment leaves a complete
-one if ever there was one.
+Trainer writes trainer_state.json after everything else of a checkpoint, and deletes old checkpoints only after that. A kill
+at any moment therefore leaves a complete checkpoint if ever there was one: a checkpoint whose state files parse. The other
+files are looked for as well, because a kill while an old checkpoint is being deleted leaves a part of it.
 """
 
 from __future__ import annotations
@@ -10,20 +10,60 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from sail.errors import CheckpointError
 
 STATE_FILE = "trainer_state.json"
+RUN_STATE_FILE = "sail_state.json"
+"""Beside Trainer's own files: sizes of the run's files, counters, rows since the last log line."""
+
 _NAME = re.compile(r"^checkpoint-(\d+)$")
+# One of each group must be there; the last names of a group are those of FSDP and DeepSpeed.
+_PARTS = (
+    ("rng_state*.pth",),
+    ("optimizer*", "global_step*"),
+    ("*.safetensors", "*.bin", "pytorch_model_fsdp*", "global_step*"),
+)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether everything of the checkpoint had been written."""
-    try:
-        state = json.loads((checkpoint / STATE_FILE).read_text())
-    except (OSError, ValueError):
+    """Whether everything of the checkpoint had been written, and nothing deleted since."""
+    state, run_state = (_json(checkpoint / name) for name in (STATE_FILE, RUN_STATE_FILE))
+    if state is None or "global_step" not in state or run_state is None:
         return False
-    return isinstance(state, dict) and "global_step" in state
+    if run_state.get("weights_only"):
+        return True
+    return all(any(any(checkpoint.glob(name)) for name in names) for names in _PARTS)
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps done in a complete checkpoint."""
+    state = _json(checkpoint / STATE_FILE)
+    return 0 if state is None else int(state["global_step"])
+
+
+def run_state(checkpoint: Path) -> dict[str, Any]:
+    """What sail itself keeps in a complete checkpoint."""
+    return _json(checkpoint / RUN_STATE_FILE) or {}
+
+
+def write_run_state(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Before Trainer's state file is written, so that a complete checkpoint has it."""
+    (checkpoint / RUN_STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def begin_checkpoint(checkpoint: Path) -> None:
+    """A checkpoint of that name may be there already: its old state must not vouch for what is now written over it."""
+    (checkpoint / STATE_FILE).unlink(missing_ok=True)
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -43,13 +83,23 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     messages: list[str] = []
     for path in checkpoints(folder):
         if is_complete(path):
-            return path, messages
-        aside = _free_name(path)
-        path.rename(aside)
+            return _with_optimizer(path), messages
+        aside = _move_aside(path, "incomplete")
         messages.append(
             f"{path.name} was not written completely (the run was killed while saving); moved aside to {aside.name}."
         )
     return None, messages
+
+
+def set_newer_aside(folder: Path, step: int) -> list[str]:
+    """Moves the checkpoints of later steps than `step` aside, with a message each: they belong to the past that is being
+    replaced, and a resume after the next kill would take one of them for this run's newest."""
+    messages = []
+    for path in checkpoints(folder):
+        if int(path.name.rpartition("-")[2]) > step:
+            aside = _move_aside(path, "superseded")
+            messages.append(f"{path.name} is of an earlier run in this folder; moved aside to {aside.name}.")
+    return messages
 
 
 def require_complete(checkpoint: Path) -> Path:
@@ -63,13 +113,21 @@ def require_complete(checkpoint: Path) -> Path:
             f"{checkpoint} is incomplete ({STATE_FILE} is missing or broken), so it cannot be continued from. Use an earlier "
             "one, or resume with True for the newest complete one."
         )
+    return _with_optimizer(checkpoint)
+
+
+def _with_optimizer(checkpoint: Path) -> Path:
+    """Trainer itself would go on without a word from a fresh optimizer."""
+    if run_state(checkpoint).get("weights_only"):
+        raise CheckpointError(
+            f"{checkpoint} was saved with save_only_model: true, so it has weights but no optimizer and cannot be continued "
+            "from exactly. Start a new run from its weights, and leave save_only_model false where a run is to be resumed."
+        )
     return checkpoint
 
 
-def _free_name(path: Path) -> Path:
+def _move_aside(path: Path, why: str) -> Path:
     number = 1
-    while (
-        aside := path.with_name(f"incomplete-{path.name}" + ("" if number == 1 else f"-{number}"))
-    ).exists():
+    while (aside := path.with_name(f"{why}-{path.name}" + ("" if number == 1 else f"-{number}"))).exists():
         number += 1
-    return aside
+    return path.rename(aside)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback
 
 SHOWN = {
     "loss": "loss",
@@ -82,13 +84,24 @@ class StopOnSignal(TrainerCallback):
         if self.caught:
             raise KeyboardInterrupt
         self.caught = True
-        tqdm.write("Stopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.")
+        # Not print: the signal may have come in the middle of one, and Python refuses to write to a file within a write.
+        with contextlib.suppress(OSError):
+            os.write(
+                2,
+                b"\nStopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.\n",
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Ask Trainer to save and stop."""
         if self.caught:
             control.should_save = True
             control.should_training_stop = True
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Stopped within an epoch: what is due at its end is due when the resumed run gets there."""
+        if self.caught and not at_epoch_end(state):
+            control.should_log = control.should_evaluate = control.should_save = False
         return control
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -100,6 +113,33 @@ class StopOnSignal(TrainerCallback):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def at_epoch_end(state: Any) -> bool:
+    """Whether the step just done is the last of its epoch."""
+    return float(state.epoch).is_integer()
+
+
+class SaveAfterEpochLines(TrainerCallback):
+    """Where a step ends an epoch and lines are logged per epoch, the checkpoint waits for them: one written before would
+    resume behind the epoch's end, and its lines would never be written. Add it after every other callback."""
+
+    def __init__(self) -> None:
+        self.waiting = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Hold the checkpoint back."""
+        per_epoch = IntervalStrategy.EPOCH in (args.logging_strategy, args.eval_strategy)
+        self.waiting = control.should_save and per_epoch and at_epoch_end(state)
+        if self.waiting:
+            control.should_save = False
+        return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Ask for it again."""
+        control.should_save = control.should_save or self.waiting
+        self.waiting = False
+        return control
 
 
 class StopAtKL(TrainerCallback):

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from sail.training.step import OnPolicyRow, Step
-from sail.training.tracking import Counters, Tracker
+from sail.training.tracking import Tracker
 
 METRICS = "metrics.jsonl"
 PAIRS = "pairs.jsonl.gz"
 
 
-class RunRecorder(TrainerCallback, ExportableState):
+class RunRecorder(TrainerCallback):
     """Writes one metrics line per log, and one gzip member of pairs per step (members concatenate to a valid gzip file).
 
-    Its state in a checkpoint is the size of both files and the counters; on resume the files are truncated to it, so a
-    resumed run's files equal the uninterrupted run's. Only the main process writes metrics; pairs of all processes are
+    Its state in a checkpoint is the size of both files and what the tracker holds; on resume the files are truncated to it,
+    so a resumed run's files equal the uninterrupted run's. Only the main process writes metrics; pairs of all processes are
     gathered by the caller.
     """
 
@@ -34,27 +33,27 @@ class RunRecorder(TrainerCallback, ExportableState):
         self.writes = writes
         self.started = time.time()
         self.elapsed_before = 0.0
+        self.kept: dict[str, Any] | None = None
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """What a checkpoint keeps; every process must call it."""
         sizes = {name: _size(self.folder / name) for name in (METRICS, PAIRS)}
         elapsed = self.elapsed_before + time.time() - self.started
-        return {
-            "args": {},
-            "attributes": {},
-            "sizes": sizes,
-            "seconds": elapsed,
-            "counters": self.tracker.counters.state(),
-        }
+        return {"sizes": sizes, "seconds": elapsed, "tracked": self.tracker.state()}
+
+    def continue_from(self, kept: dict[str, Any] | None) -> None:
+        """The state of the checkpoint that the next training continues, or None for one that starts afresh."""
+        self.kept = kept
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start afresh, or from the state of the checkpoint that is being continued."""
         self.started = time.time()
-        kept = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
-        kept = kept[-1] if isinstance(kept, list) else kept
+        kept = self.kept
+        self.elapsed_before = kept["seconds"] if kept else 0.0
         if kept:
-            self.tracker.counters = Counters.restore(kept["counters"])
-            self.elapsed_before = kept["seconds"]
+            self.tracker.restore(kept["tracked"])
+        else:
+            self.tracker.reset()
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)

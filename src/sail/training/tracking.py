@@ -111,7 +111,13 @@ class Tracker:
         """The window with all results in it: the one place where the device is waited for."""
         window = self.window
         for result in self.results:
-            columns = (window.loss, window.margin, window.label, window.self, window.active)
+            columns: tuple[list[Any], ...] = (
+                window.loss,
+                window.margin,
+                window.label,
+                window.self,
+                window.active,
+            )
             for column, values in zip(columns, result, strict=True):
                 column.extend(values.tolist())
         self.results = []
@@ -144,7 +150,9 @@ class Tracker:
         interrupted, and a NaN stays one instead of being passed over.
         """
         counters = self.counters
-        gathered = gather([(self._read().__dict__, counters.oracle_calls, counters.abstained, counters.prompts)])
+        gathered = gather(
+            [(self._read().__dict__, counters.oracle_calls, counters.abstained, counters.prompts)]
+        )
         names = [name for name in self.window.__dict__ if name != "steps"]
         joined = {name: [value for window, *_ in gathered for value in window[name]] for name in names}
         total, steps = _sum(joined["loss"]) / len(gathered), self.window.steps
@@ -167,7 +175,9 @@ class Tracker:
     def mean_loss(self, steps: int) -> float:
         """The mean loss of the run's steps so far; every process must call it."""
         gathered = gather([self._read().loss])
-        return (self.counters.loss + _sum([one for part in gathered for one in part]) / len(gathered)) / max(steps, 1)
+        return (self.counters.loss + _sum([one for part in gathered for one in part]) / len(gathered)) / max(
+            steps, 1
+        )
 
 
 def _add(total: Any, part: Any) -> None:

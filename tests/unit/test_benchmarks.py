@@ -1,0 +1,152 @@
+"""The benchmark's own machinery: turns alternate, one at a time; the comparison is checked to be one."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import steps
+from turns import Turn, alternate, rounds
+
+
+class Worker:
+    """Stands for a Trainer: its steps note who is at work, and call on_step_end."""
+
+    def __init__(self, name: str, log: list[str], *, nap: float = 0.0, last: int = 100) -> None:
+        self.name, self.log, self.nap, self.last = name, log, nap, last
+        self.ended = False
+        self.turn = Turn(self.train)
+
+    def train(self) -> None:
+        control = SimpleNamespace(should_training_stop=False)
+        for _ in range(self.last):
+            self.log.append(f"+{self.name}")
+            time.sleep(self.nap)
+            self.log.append(f"-{self.name}")
+            self.turn.on_step_end(None, None, control)
+            if control.should_training_stop:
+                break
+        self.ended = True
+
+
+def test_one_at_a_time_and_each_once_a_round() -> None:
+    log: list[str] = []
+    workers = {name: Worker(name, log, nap=0.002) for name in "abc"}
+    seconds = alternate({name: worker.turn for name, worker in workers.items()}, warm_up=1, steps=5)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 5, "b": 5, "c": 5}
+    for begin, end in zip(log[::2], log[1::2], strict=True):
+        assert (begin[0], end[0]) == ("+", "-")
+        assert begin[1] == end[1], "another one began before this one had ended"
+    for number in range(6):
+        assert sorted(name[1] for name in log[6 * number : 6 * number + 6 : 2]) == ["a", "b", "c"]
+    assert all(worker.ended for worker in workers.values())
+
+
+def test_a_turns_time_is_its_own() -> None:
+    log: list[str] = []
+    workers = {"slow": Worker("s", log, nap=0.03), "fast": Worker("f", log)}
+    seconds = alternate({name: worker.turn for name, worker in workers.items()}, warm_up=0, steps=4)
+    assert min(seconds["slow"]) >= 0.03
+    assert sorted(seconds["fast"])[0] < 0.03, "waiting for the others was counted"
+
+
+def test_the_order_changes_between_rounds() -> None:
+    orders = [tuple(order) for order in rounds("abc", 30)]
+    assert len(set(orders)) == 6
+    assert orders == [tuple(order) for order in rounds("abc", 30)]
+
+
+def test_an_error_of_a_training_reaches_the_caller() -> None:
+    def fail() -> None:
+        raise ValueError("no such batch")
+
+    with pytest.raises(ValueError, match="no such batch"):
+        Turn(fail).take()
+
+
+def test_a_training_that_ends_too_early_is_an_error() -> None:
+    worker = Worker("a", [], last=2)
+    with pytest.raises(RuntimeError, match="raise its max_steps"):
+        alternate({"a": worker.turn}, warm_up=0, steps=3)
+
+
+def test_a_turn_that_never_began_can_finish() -> None:
+    before = threading.active_count()
+    begun: list[int] = []
+    Turn(lambda: begun.append(1)).finish()
+    assert not begun
+    assert threading.active_count() == before
+
+
+def test_ratios_are_of_the_same_round() -> None:
+    """By hand: the machine gets ten times slower in the third round, and no ratio sees it."""
+    table = steps.ratios({"trl": [1.0, 1.0, 10.0], "data": [0.5, 0.5, 5.0], "dpr": [1.0, 1.5, 15.0]})
+    assert table["data / trl"] == {"median": 0.5, "low": 0.5, "high": 0.5, "n": 3}
+    assert table["dpr / data"]["median"] == 3.0
+    assert set(table) == {"data / trl", "dpr / data"}
+
+
+def test_the_command_line_always_keeps_data() -> None:
+    settings, out = steps.parse(["--routes", "dpr", "--steps", "5"])
+    assert settings.routes == ("data", "dpr")
+    assert (settings.steps, settings.tunings) == (5, ("full", "lora"))
+    assert out.parts[-3:] == ("benchmarks", "results", "steps.json")
+    assert steps.parse([])[0].steps >= 30
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def call(*argv: str) -> dict[str, Any]:
+        out = tmp_path / "results" / "steps.json"
+        steps.main(
+            ["--size", "0.1M", "--steps", "3", "--warm-up", "1", "--rows", "4", "--out", str(out), *argv]
+        )
+        return json.loads(out.read_text(encoding="utf-8"))
+
+    return call
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(run: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    """All of it, small. What each route computes per step follows from its definition, whatever the machine."""
+    result = run()
+    said = capsys.readouterr().out
+    assert set(result) == {"date", "versions", "settings", "results"}
+    for tuning in ("full", "lora"):
+        part = result["results"][tuning]
+        assert f"\n{tuning}, " in said
+        assert {ratio["n"] for ratio in part["ratios"].values()} == {3}
+        assert all(0 < ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in part["ratios"].values())
+        tokens = part["tokens_per_step"]
+        assert tokens["data"] == tokens["trl"] == tokens["ddp"]
+        assert tokens["data"]["policy"] == tokens["data"]["reference"] > 0
+        assert tokens["data"]["generated"] == 0
+        assert 0 < tokens["dpr"]["generated"] < tokens["dpr-only"]["generated"]
+        assert tokens["dpr-only"]["generated"] <= 8 * steps.RESPONSE_TOKENS
+        # The baseline comes from the log-probs of sampling: no route has a second forward of the policy.
+        assert all(one["policy"] == one["reference"] for one in tokens.values())
+
+
+def test_unequal_work_is_not_compared(
+    run: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were one of the two given shorter texts, the benchmark would say so instead of printing a ratio."""
+    whole = steps.sail_trainer
+
+    def shortened(settings: Any, tuning: str, route: str, rows: list[dict[str, str]], folder: Path) -> Any:
+        short = [{name: " ".join(text.split()[:5]) for name, text in row.items()} for row in rows]
+        return whole(settings, tuning, route, short, folder)
+
+    monkeypatch.setattr(steps, "sail_trainer", shortened)
+    with pytest.raises(RuntimeError, match="Not the same work"):
+        run("--routes", "data", "--tunings", "full")
