@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,18 +24,14 @@ from sail.data.encode import (
 )
 from sail.data.sources import load_rows, load_sft_rows
 from sail.errors import ConfigError, MissingExtraError, SailError
-from sail.evaluation.final import Answers, answer, compare_with_reference, has_risen, show
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles import Oracle, as_oracle, load_callable
+from sail.results import RESULTS, final_results, print_results, save_model, seconds_per_step, write_json
 from sail.trainer import SAILConfig, SAILTrainer
 from sail.training.checkpoints import checkpoints, is_complete
 from sail.training.progress import StopOnSignal
-from sail.training.step import PHASES
 
 RESOLVED = "config.resolved.yaml"
-RESULTS = "results.json"
-FINAL_PROMPTS = 512
-"""Held-out prompts answered when a run ends, by the policy and by the reference."""
 
 
 # ---- parts
@@ -48,14 +44,14 @@ def make_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def make_model(name: str) -> Any:
-    """A causal language model from a folder or a name; no remote code."""
-    return _load(AutoModelForCausalLM, name, "model")
+def make_model(name: str, **arguments: Any) -> Any:
+    """A causal language model from a folder or a name, in its own dtype unless `dtype` is given; no remote code."""
+    return _load(AutoModelForCausalLM, name, "model", **arguments)
 
 
-def _load(kind: Any, name: str, what: str) -> Any:
+def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:
     try:
-        return kind.from_pretrained(name)
+        return kind.from_pretrained(name, **arguments)
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
@@ -121,6 +117,10 @@ def _about(source: str, rows: EncodedDataset) -> str:
 def make_trainer(config: RunConfig) -> tuple[SAILTrainer, list[str]]:
     """The trainer of the run, with remarks about its data."""
     tokenizer, model = make_tokenizer(config.tokenizer or config.model), make_model(config.model)
+    stored = model.dtype
+    if config.peft is None and stored in (torch.bfloat16, torch.float16):
+        # At usual learning rates most updates are smaller than a half-precision weight's last digit, and would be lost.
+        model = model.float()
     train, held_out, remarks = make_datasets(config, tokenizer, eos_ids(tokenizer, model.generation_config))
     try:
         arguments = SAILConfig(**_with_defaults(config))
@@ -141,6 +141,10 @@ def make_trainer(config: RunConfig) -> tuple[SAILTrainer, list[str]]:
         peft_config=make_peft(config),
         callbacks=[StopOnSignal()],
     )
+    if model.dtype != stored:
+        remarks.append(
+            f"The model is stored in {stored}; all its weights are trained, in float32, and saved so."
+        )
     return trainer, remarks
 
 
@@ -254,11 +258,13 @@ def run_training(config: RunConfig, *, resume: bool, overwrite: bool, config_pat
             f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume"
         )
         raise KeyboardInterrupt
-    _save_model(trainer, folder)
-    results = _final_results(trainer)
+    if not trainer.is_world_process_zero():
+        return folder
+    save_model(trainer, folder)
+    results = final_results(trainer)
     results["seconds_per_step"] = seconds_per_step(folder)
     write_json(folder / RESULTS, results)
-    _print_results(results)
+    print_results(results)
     _write_report(folder)
     return folder
 
@@ -313,103 +319,6 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _save_model(trainer: SAILTrainer, folder: Path) -> None:
-    """model/ as an ordinary folder: an adapter is merged into its base, and kept beside as adapter/."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    target, unfinished = folder / "model", folder / "model.tmp"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(folder / "adapter")
-        model.merge_adapter()
-        merged = model.get_base_model()
-        state = {
-            key.replace(".base_layer", ""): value
-            for key, value in merged.state_dict().items()
-            if "lora_" not in key
-        }
-        merged.save_pretrained(unfinished, state_dict=state)
-        model.unmerge_adapter()
-    else:
-        model.save_pretrained(unfinished)
-    trainer.processing_class.save_pretrained(unfinished)
-    shutil.rmtree(target, ignore_errors=True)
-    unfinished.rename(target)
-
-
-def _final_results(trainer: SAILTrainer) -> dict[str, Any]:
-    """results.json: the policy against its reference on held-out prompts, and what the run cost."""
-    counters, held_out = trainer.tracker.counters, trainer.eval_dataset
-    results: dict[str, Any] = {
-        "steps": trainer.state.global_step,
-        "oracle_calls": counters.oracle_calls,
-        "oracle_abstained": counters.abstained,
-        "distinct_online_prompts": len(counters.prompts),
-        "metrics": {},
-        "samples": [],
-        "notes": [],
-    }
-    if held_out is None:
-        results["notes"].append("There is no data.eval, so nothing was measured on held-out prompts.")
-        return results
-    rows = [held_out[place] for place in range(min(FINAL_PROMPTS, len(held_out)))]
-    prompts, ids = [row["prompt"] for row in rows], [row["prompt_ids"] for row in rows]
-    settings, oracle = trainer.generator.settings, trainer.oracle
-
-    def answers(model: Any) -> Answers:
-        tokenizer = trainer.processing_class
-        return answer(
-            model, tokenizer, prompts, ids, settings=settings, seed=trainer.args.seed, oracle=oracle
-        )
-
-    policy = answers(trainer.model)
-    model, adapter_off = trainer.reference.model()
-    with adapter_off:
-        findings = compare_with_reference(
-            policy,
-            answers(model),
-            model,
-            prompts,
-            ids,
-            oracle=oracle,
-            temperature=settings.temperature,
-            pad_id=settings.pad_id,
-        )
-    results.update(metrics=findings.metrics, samples=findings.samples)
-    return results
-
-
-def seconds_per_step(folder: Path) -> float | None:
-    """Mean seconds of an optimiser step: the four timed phases of all training lines, without evaluation and saving."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    timed = [line for line in lines if "seconds/policy" in line]
-    if not timed:
-        return None
-    total = sum(line[f"seconds/{phase}"] for line in timed for phase in PHASES)
-    return float(total / timed[-1]["step"])
-
-
-def _print_results(results: dict[str, Any]) -> None:
-    metrics = results["metrics"]
-    names = {
-        "reward": "reward on held-out prompts",
-        "reward_reference": "the same of the reference",
-        "reward_gain": "gain, paired by prompt",
-        "win_rate": "win rate over the reference",
-        "kl": "KL to the reference, nats per response",
-        "length": "response length, tokens",
-    }
-    for key, name in names.items():
-        if key in metrics:
-            print(f"{name:<40} {show(metrics[key])}")
-    risen = has_risen(metrics)
-    if risen is not None:
-        print(
-            "The reward has risen."
-            if risen
-            else "The reward has not risen: the 95% interval of the gain reaches 0."
-        )
-
-
 def _write_report(folder: Path) -> None:
     from sail.report.page import write_report
 
@@ -418,13 +327,6 @@ def _write_report(folder: Path) -> None:
         print(f"The model is in {folder / 'model'}; the report is {path}.")
     except MissingExtraError as error:
         print(f"The model is in {folder / 'model'}. No report: {error}")
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON so that a kill leaves either the old file or the new one."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    unfinished.replace(path)
 
 
 # ---- sail sample

@@ -191,7 +191,10 @@ def _train(options: argparse.Namespace) -> None:
         print(dry_run(config))
         return
     folder = run_training(
-        config, resume=options.resume, overwrite=options.overwrite, config_path=shlex.join([options.config, *options.overrides])
+        config,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        config_path=shlex.join([options.config, *options.overrides]),
     )
     print(f"Run folder: {folder}")
 

@@ -167,7 +167,7 @@ def _train_section() -> type[_TrainBase]:
     hints = get_type_hints(AlignmentFields)
     made: dict[str, Any] = {}
     for option in fields(AlignmentFields):
-        choices = option.metadata["choices"]
+        choices = option.metadata.get("choices")
         default = option.default if option.default_factory is MISSING else option.default_factory()
         kind = Literal[choices] if choices else hints[option.name]
         made[option.name] = (kind, Field(default, description=option.metadata["help"]))

@@ -10,7 +10,8 @@ from typing import Any
 
 
 def _option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    metadata = {"help": help, "choices": choices}
+    # HfArgumentParser takes `choices` of a flag for a mistake, so it is only there where it says something.
+    metadata = {"help": help} | ({"choices": choices} if choices else {})
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sail.errors import ConfigError
@@ -176,7 +176,7 @@ class Mixture:
         share of prompt-only rows in the dataset (`check_prompt_share` refuses s > W).
         """
         online = sum(share.weight for share in self.on_policy)
-        if not has_pair:
+        if not has_pair or not self.offline:
             return _pick(self.on_policy, uniform * online)
         if prompt_only_share == 0.0:
             return _pick(self.shares, uniform * sum(share.weight for share in self.shares))
@@ -247,7 +247,8 @@ def _parse_routes(routes: Mapping[str, Any]) -> Mixture:
         if total < 1 and "data" not in routes:
             hint = f" For the rest from the dataset, add data: {{weight: {1 - total:g}}}."
         raise ConfigError(f"The weights of the routes sum to {total:g}, not to 1 (given: {given}).{hint}")
-    return Mixture(tuple(shares))
+    # Weights written with few digits (1/3) miss 1 by a little: what is drawn from sums to 1 exactly.
+    return Mixture(tuple(replace(share, weight=share.weight / total) for share in shares))
 
 
 def _parse_share(route: Route, entry: Any) -> Share | None:

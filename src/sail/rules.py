@@ -63,7 +63,7 @@ def check(options: AlignmentFields, have: Resources) -> Mixture:
 
 def _range_errors(options: AlignmentFields) -> Iterator[str]:
     for field in fields(AlignmentFields):
-        choices = field.metadata["choices"]
+        choices = field.metadata.get("choices")
         value = getattr(options, field.name)
         if choices and value not in choices:
             later = (
@@ -74,7 +74,7 @@ def _range_errors(options: AlignmentFields) -> Iterator[str]:
             yield f"{field.name} is one of {', '.join(choices)}; it was given {value!r}.{later}"
     for name in ("beta", "temperature", "kl_limit"):
         value = getattr(options, name)
-        if value is not None and not (_is_number(value) and value > 0):
+        if not (_is_number(value) and value > 0) and not (value is None and name == "kl_limit"):
             yield f"{name} must be a number above 0; it is {value!r}."
     for name in ("kl_policy_ref", "kl_ref_policy", "nll"):
         value = getattr(options, name)
@@ -82,14 +82,18 @@ def _range_errors(options: AlignmentFields) -> Iterator[str]:
             yield f"{name} is a coefficient of at least 0; it is {value!r}."
     for name in ("max_length", "max_prompt_length", "max_new_tokens", "generation_batch_size"):
         value = getattr(options, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
+        if not (_is_count(value) and value >= 1) and not (value is None and name == "generation_batch_size"):
             yield f"{name} must be a whole number of at least 1; it is {value!r}."
-    if options.samples_per_prompt != 2:
+    if not _is_count(options.samples_per_prompt) or options.samples_per_prompt != 2:
         yield f"pairing: two makes a pair of two samples, so samples_per_prompt must be 2; it is {options.samples_per_prompt!r}."
     if options.round_steps is not None or options.ratio_clip is not None:
         yield "round_steps and ratio_clip belong to refresh: round, which is still to come. Remove them."
-    if not isinstance(options.eval_samples, int) or options.eval_samples < 0:
+    if not _is_count(options.eval_samples) or options.eval_samples < 0:
         yield f"eval_samples is a number of prompts, 0 for none; it is {options.eval_samples!r}."
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:
@@ -211,14 +215,17 @@ def _data_present(options: AlignmentFields, mixture: Mixture, have: Resources) -
 
 
 def _kl_limit_has_estimate(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
-    if (
-        options.kl_limit is not None
-        and options.eval_samples == 0
-        and (not mixture.on_policy or options.temperature != 1.0)
-    ):
+    if options.kl_limit is None:
+        return None
+    if options.temperature != 1.0:
         return (
-            "kl_limit needs an estimate of the KL, which needs responses of the policy at temperature 1. Set eval_samples "
-            "(held-out prompts to answer at each evaluation) and eval_strategy, or add an on-policy route at temperature 1."
+            f"kl_limit needs an estimate of the KL, which needs samples at temperature 1, but temperature is "
+            f"{options.temperature:g}. Set temperature: 1 or remove kl_limit."
+        )
+    if options.eval_samples == 0 and not mixture.on_policy:
+        return (
+            "kl_limit needs an estimate of the KL, which needs responses of the policy. Set eval_samples (held-out prompts to "
+            "answer at each evaluation) and eval_strategy, or add an on-policy route."
         )
     return None
 

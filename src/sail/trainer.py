@@ -129,6 +129,10 @@ class SAILTrainer(Trainer):
             oracle_may_abstain=None if self.oracle is None else self.oracle.may_abstain,
         )
         mixture = check(args, have)
+        if args.kl_limit is not None and not mixture.on_policy and str(args.eval_strategy.value) == "no":
+            raise ConfigError(
+                "kl_limit is estimated at evaluations here, and there are none. Set eval_strategy (and eval_steps)."
+            )
         self.prompt_only_share = 0.0 if rows is None else mixture.check_prompt_share(prompt_only, len(rows))
         return mixture
 

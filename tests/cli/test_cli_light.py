@@ -193,7 +193,7 @@ def test_train_passes_the_config_and_its_switches(
     what, config, extra = build.asked[-1]
     assert what == "train"
     assert config.alignment.beta == 0.2
-    assert extra == {"resume": True, "overwrite": False, "config_path": "run.yaml"}
+    assert extra == {"resume": True, "overwrite": False, "config_path": "run.yaml train.beta=0.2"}
     assert capsys.readouterr().out.endswith("Run folder: runs/sail\n")
 
 

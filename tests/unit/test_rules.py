@@ -357,7 +357,7 @@ def test_defaults_are_the_clean_ones() -> None:
 def test_every_option_is_explained_and_its_default_allowed() -> None:
     for field in dataclasses.fields(AlignmentFields):
         assert len(field.metadata["help"]) > 20, field.name
-        if field.metadata["choices"]:
+        if field.metadata.get("choices"):
             assert field.default in field.metadata["choices"]
 
 

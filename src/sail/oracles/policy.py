@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from sail.errors import OracleError
 from sail.oracles.base import ScoringOracle, check_count
 from sail.types import Pair, Preference, Prompt
 
@@ -33,7 +34,12 @@ class ImplicitReward(ScoringOracle):
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """The implicit rewards."""
-        return [self.beta * value for value in self.log_ratio(prompts, responses)]
+        ratios = self.log_ratio(prompts, responses)
+        if not all(math.isfinite(value) for value in ratios):
+            raise OracleError(
+                "The implicit reward is not finite: the policy or the reference gives a response no probability."
+            )
+        return [self.beta * value for value in ratios]
 
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """Bradley-Terry on the implicit rewards."""

@@ -51,6 +51,7 @@ class Window:
     given: list[float] = field(default_factory=list)
     probability: list[float] = field(default_factory=list)
     routes: list[str] = field(default_factory=list)
+    online: list[int] = field(default_factory=list)
     ratios: list[tuple[float, float]] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
@@ -80,6 +81,7 @@ class Tracker:
         window.steps += 1
         window.routes.extend(example.share.route.name for example in step.examples)
         for example, row in step.online:
+            window.online.append(example.index)
             window.ratios.append(row.log_ratios)
             for response in example.responses:
                 window.lengths.append(len(response.ids))
@@ -221,7 +223,12 @@ def pair_numbers(rows: dict[str, list[Any]]) -> dict[str, float | None]:
 def response_numbers(rows: dict[str, list[Any]], temperature: float) -> dict[str, float | None]:
     """KL to the reference with its error, and the shape of the sampled responses. At another temperature than 1 the samples
     are not the policy's own, so there is no KL estimate: null."""
-    estimate = kl_estimate(torch.tensor(rows["ratios"])) if temperature == 1.0 and rows["ratios"] else None
+    # A prompt met twice since the last line (in another epoch) is one cluster.
+    by_prompt: dict[int, list[float]] = {}
+    for index, ratios in zip(rows["online"], rows["ratios"], strict=True):
+        by_prompt.setdefault(index, []).extend(ratios)
+    means = torch.tensor([[_mean(ratios)] for ratios in by_prompt.values()])
+    estimate = kl_estimate(means) if temperature == 1.0 and by_prompt else None
     error = None if estimate is None or math.isnan(estimate[1]) else estimate[1]
     return {
         "kl/policy_ref": None if estimate is None else estimate[0],
