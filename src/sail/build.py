@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from sail.config import RunConfig, resolved_yaml
 from sail.data.encode import (
@@ -32,6 +33,9 @@ from sail.training.checkpoints import checkpoints, is_complete
 from sail.training.progress import StopOnSignal
 
 RESOLVED = "config.resolved.yaml"
+
+# One bar for the run is enough: the bars of loading and writing weights would interrupt it.
+transformers_logging.disable_progress_bar()
 
 
 # ---- parts
@@ -149,8 +153,8 @@ def make_trainer(config: RunConfig) -> tuple[SAILTrainer, list[str]]:
 
 
 def _with_defaults(config: RunConfig) -> dict[str, Any]:
-    """The command line's own defaults where the user wrote nothing: no external logger."""
-    return {"report_to": [], **config.trainer_kwargs}
+    """The command line's own defaults where the user wrote nothing: no external logger, no pinned memory without a GPU."""
+    return {"report_to": [], "dataloader_pin_memory": torch.cuda.is_available(), **config.trainer_kwargs}
 
 
 def make_peft(config: RunConfig) -> Any:
@@ -237,11 +241,14 @@ def _optimiser_steps(trainer: SAILTrainer) -> int:
     return int(trainer.set_initial_training_values(trainer.args, loader)[-1])
 
 
-def run_training(config: RunConfig, *, resume: bool, overwrite: bool, config_path: str) -> Path:
-    """`sail train`: returns the run folder, with everything interface.md lists in it."""
+def run_training(
+    config: RunConfig, *, resume: bool, overwrite: bool, config_path: str, show_config: bool = True
+) -> Path:
+    """`sail train`: returns the run folder, with the model, metrics, pairs, results and report in it."""
     folder = Path(config.train.output_dir)
     _check_folder(folder, config, resume=resume, overwrite=overwrite)
-    print(resolved_yaml(config))
+    if show_config:
+        print(resolved_yaml(config))
     trainer, remarks = make_trainer(config)
     print("\n".join(remarks))
     # Not before: a run whose model or data turn out to be unusable must not cost the old one.
