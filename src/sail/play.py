@@ -184,10 +184,11 @@ def summary(out: Path, methods: list[str]) -> dict[str, Any]:
     baseline = results.get("dpo", start)["seconds_per_step"]
     for name, result in results.items():
         metrics = result["metrics"]
-        result["seconds_ratio"] = result["seconds_per_step"] / baseline
+        timed = result["seconds_per_step"] and baseline  # a run shorter than its logging_steps has no times
+        result["seconds_ratio"] = result["seconds_per_step"] / baseline if timed else None
         write_json(out / name / RESULTS, result)
         cells = [name, metrics["reward"], metrics["kl"], metrics["win_rate"], str(result["oracle_calls"])]
-        rows.append([*cells, f"{result['seconds_ratio']:.2f}"])
+        rows.append([*cells, f"{result['seconds_ratio']:.2f}" if timed else "-"])
     best = mean_interval([gold_maximum(prompt) for prompt in asked]).mean
     notes = [
         f"Gold reward is a published rule on text; the best possible mean on these {len(asked)} prompts is {best:.2f}."

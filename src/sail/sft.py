@@ -35,7 +35,7 @@ def fine_tune(
         ) from error
     arguments = {"report_to": [], "save_strategy": "no", "logging_steps": 10, **arguments}
     limit, ends = arguments.get("max_length"), eos_ids(tokenizer, getattr(model, "generation_config", None))
-    config = SFTConfig(**{**_device_defaults(arguments), **arguments})
+    config = SFTConfig(**{**_device_defaults(arguments, SFTConfig), **arguments})
     trainer = SFTTrainer(
         model=model,
         args=config,
@@ -59,15 +59,17 @@ def fine_tune(
     return folder
 
 
-def _device_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+def _device_defaults(arguments: dict[str, Any], config_class: Any) -> dict[str, Any]:
     """TRL asks for bf16 and activation checkpointing by default; neither helps without a GPU that supports bf16."""
     import torch
 
     defaults: dict[str, Any] = {"dataloader_pin_memory": torch.cuda.is_available()}
     if "bf16" not in arguments and "fp16" not in arguments:
         defaults["bf16"] = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    if "gradient_checkpointing" not in arguments:
-        defaults["gradient_checkpointing"] = False
+    # Older releases of transformers know it under its old name only.
+    known = "activation_checkpointing" in config_class.__dataclass_fields__
+    if not {"activation_checkpointing", "gradient_checkpointing"} & arguments.keys():
+        defaults["activation_checkpointing" if known else "gradient_checkpointing"] = False
     return defaults
 
 
