@@ -30,7 +30,14 @@ def test_every_method_leaves_a_full_run_folder(played: Path) -> None:
 
     for method in METHODS:
         left = {path.name for path in (played / method).iterdir()}
-        wanted = {"config.resolved.yaml", "metrics.jsonl", "model", "results.json", "report.html", "report.json"}
+        wanted = {
+            "config.resolved.yaml",
+            "metrics.jsonl",
+            "model",
+            "results.json",
+            "report.html",
+            "report.json",
+        }
         assert wanted <= left
         # Only runs that sampled have pairs to show.
         assert ("pairs.jsonl.gz" in left) == (method not in ("dpo", "sail-ddp"))
