@@ -233,7 +233,7 @@ REFUSALS: list[tuple[str, dict[str, Any], Resources, str, str]] = [
         "_kl_limit_has_estimate",
         {"routes": DATA, "kl_limit": 5.0},
         HAVE,
-        "kl_limit needs an estimate of the KL, which needs responses of the policy at temperature 1.",
+        "kl_limit needs an estimate of the KL, which needs responses of the policy.",
         "Set eval_samples",
     ),
     (
@@ -241,7 +241,7 @@ REFUSALS: list[tuple[str, dict[str, Any], Resources, str, str]] = [
         {"routes": DPR, "kl_limit": 5.0, "temperature": 0.7},
         HAVE,
         "kl_limit needs an estimate of the KL",
-        "or add an on-policy route at temperature 1.",
+        "Set temperature: 1 or remove kl_limit.",
     ),
 ]
 

@@ -115,7 +115,9 @@ def test_without_rows_there_are_no_numbers() -> None:
 
 
 def shape(**rows: list[Any]) -> dict[str, list[Any]]:
-    return {"ratios": [], "lengths": [], "cut": [], "empty": [], **rows}
+    # One prompt per pair of log-ratios, unless a test says otherwise.
+    online = list(range(len(rows.get("ratios", []))))
+    return {"online": online, "ratios": [], "lengths": [], "cut": [], "empty": [], **rows}
 
 
 def test_kl_is_the_mean_log_ratio_with_an_error_by_prompt() -> None:
@@ -126,6 +128,9 @@ def test_kl_is_the_mean_log_ratio_with_an_error_by_prompt() -> None:
 
 def test_one_prompt_has_no_error_and_none_no_estimate() -> None:
     assert response_numbers(shape(ratios=[(0.1, 0.3)]), 1.0)["kl/policy_ref_se"] is None
+    # The same prompt met twice is still one prompt.
+    twice = shape(online=[7, 7], ratios=[(0.1, 0.3), (0.5, 0.7)])
+    assert response_numbers(twice, 1.0)["kl/policy_ref_se"] is None
     assert set(response_numbers(shape(), 1.0).values()) == {None}
 
 
