@@ -265,14 +265,16 @@ def run_training(
             f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume"
         )
         raise KeyboardInterrupt
-    if not trainer.is_world_process_zero():
-        return folder
-    save_model(trainer, folder)
-    results = final_results(trainer)
-    results["seconds_per_step"] = seconds_per_step(folder)
-    write_json(folder / RESULTS, results)
-    print_results(results)
-    _write_report(folder)
+    totals = trainer.tracker.totals()
+    if trainer.is_world_process_zero():
+        save_model(trainer, folder)
+        results = final_results(trainer, totals)
+        results["seconds_per_step"] = seconds_per_step(folder)
+        write_json(folder / RESULTS, results)
+        print_results(results)
+        _write_report(folder)
+    # The others wait: a launcher takes the first process that ends for the end of the run.
+    trainer.accelerator.wait_for_everyone()
     return folder
 
 

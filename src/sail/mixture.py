@@ -8,6 +8,7 @@ DPP = (policy, policy, policy), DPR = (policy, policy, oracle).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -207,7 +208,7 @@ def _pick(shares: Sequence[Share], point: float) -> Share:
     return shares[-1]
 
 
-def mixture_of(preset: str | None, routes: Mapping[str, Any] | None) -> Mixture:
+def mixture_of(preset: str | None, routes: Mapping[str, Any] | str | None) -> Mixture:
     """The mixture that `preset` or `routes` describes; ConfigError with the way out if it is none."""
     if preset is not None and routes is not None:
         raise ConfigError(
@@ -219,7 +220,22 @@ def mixture_of(preset: str | None, routes: Mapping[str, Any] | None) -> Mixture:
         )
     if preset is not None:
         routes = preset_of(preset).routes
+    if isinstance(routes, str):
+        routes = _from_json(routes)
     return _parse_routes(routes or {})
+
+
+def _from_json(routes: str) -> Mapping[str, Any]:
+    """Routes as a command line gives them."""
+    try:
+        parsed = json.loads(routes)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ConfigError(
+            f'Routes are a mapping, or one as JSON: {{"data": {{"weight": 0.7}}, "dpr": {{"weight": 0.3}}}}; got {routes!r}.'
+        )
+    return parsed
 
 
 def preset_of(name: str) -> Preset:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sail.evaluation.final import Answers, answer, compare_with_reference, has_risen, show
 from sail.trainer import SAILTrainer
+from sail.training.models import merged
 from sail.training.step import PHASES
 
 RESULTS = "results.json"
@@ -23,30 +24,23 @@ def save_model(trainer: SAILTrainer, folder: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
-        model.merge_adapter()
-        merged = model.get_base_model()
-        state = {
-            key.replace(".base_layer", ""): value
-            for key, value in merged.state_dict().items()
-            if "lora_" not in key
-        }
-        merged.save_pretrained(unfinished, state_dict=state)
-        model.unmerge_adapter()
-    else:
-        model.save_pretrained(unfinished)
+    ordinary = merged(model)
+    before = ordinary.config.use_cache
+    # Trainer switches the cache off for training; a folder to generate from has it on.
+    ordinary.config.use_cache = True
+    ordinary.save_pretrained(unfinished)
+    ordinary.config.use_cache = before
     trainer.processing_class.save_pretrained(unfinished)
     shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
 
 
-def final_results(trainer: SAILTrainer) -> dict[str, Any]:
+def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any]:
     """results.json: the policy against its reference on held-out prompts, and what the run cost."""
-    counters, held_out = trainer.tracker.counters, trainer.eval_dataset
+    held_out = trainer.eval_dataset
     results: dict[str, Any] = {
         "steps": trainer.state.global_step,
-        "oracle_calls": counters.oracle_calls,
-        "oracle_abstained": counters.abstained,
-        "distinct_online_prompts": len(counters.prompts),
+        **totals,
         "metrics": {},
         "samples": [],
         "notes": [],
@@ -64,9 +58,10 @@ def final_results(trainer: SAILTrainer) -> dict[str, Any]:
             model, tokenizer, prompts, ids, settings=settings, seed=trainer.args.seed, oracle=oracle
         )
 
-    policy = answers(trainer.model)
+    with trainer.accelerator.autocast():
+        policy = answers(trainer.model)
     model, adapter_off = trainer.reference.model()
-    with adapter_off:
+    with adapter_off, trainer.accelerator.autocast():
         findings = compare_with_reference(
             policy,
             answers(model),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     EvalPrediction,
     PrinterCallback,
@@ -26,21 +25,21 @@ from sail.data.collate import RowCollator
 from sail.data.encode import EncodedDataset, encode_rows, eos_ids, prepare_tokenizer
 from sail.data.sources import load_rows
 from sail.errors import ConfigError
+from sail.fields import AlignmentFields
 from sail.generation import SamplingSettings, TransformersGenerator, response_scores
 from sail.generation.scoring import unwrapped
-from sail.mixture import ROUTES, Mixture, Share
+from sail.mixture import Mixture
 from sail.objective import ObjectiveSettings, ResponseLogProbs, RowColumns, RowLoss, row_loss
-from sail.online import Example, collate, compare, dataset_responses, orient
 from sail.oracles import Oracle, as_oracle
 from sail.rules import Resources, check
 from sail.training import checkpoints
 from sail.training.arguments import SAILConfig
-from sail.training.held_out import answer_metrics, pair_metrics
-from sail.training.models import attach_adapter, disable_dropout
+from sail.training.held_out import answer_metrics, pair_batch, pair_metrics
+from sail.training.models import load_policy, with_reference
 from sail.training.progress import ReadableProgress, SaveAfterEpochLines, StopAtKL
 from sail.training.recorder import RunRecorder, pair_lines
 from sail.training.reference import Reference
-from sail.training.step import PhaseTimer, StepMaker, column, fill_weights, gather
+from sail.training.step import PhaseTimer, StepMaker, gather
 from sail.training.tracking import Tracker
 
 __all__ = ["SAILConfig", "SAILTrainer"]
@@ -70,6 +69,7 @@ class SAILTrainer(Trainer):
         ref_model: str | nn.Module | None = None,
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
+        bad_rows: str = "error",
         **kwargs: Any,
     ) -> None:
         args = args if args is not None else SAILConfig()
@@ -80,17 +80,21 @@ class SAILTrainer(Trainer):
                 raise ConfigError("processing_class is missing: give the model's tokenizer.")
             tokenizer = AutoTokenizer.from_pretrained(model)
         prepare_tokenizer(tokenizer)
-        model = AutoModelForCausalLM.from_pretrained(model) if isinstance(model, str) else model
+        if isinstance(model, str):
+            model = load_policy(model, all_weights=peft_config is None)
         if isinstance(ref_model, str):
-            ref_model = AutoModelForCausalLM.from_pretrained(ref_model)
+            ref_model = load_policy(ref_model, all_weights=peft_config is None)
         ends = eos_ids(tokenizer, getattr(model, "generation_config", None))
-        train_rows, eval_rows = (
-            self._encoded(rows, tokenizer, args, ends) for rows in (train_dataset, eval_dataset)
-        )
+        self._encoding: dict[str, Any] = {"tokenizer": tokenizer, "eos": ends, "bad_rows": bad_rows}
+        self._lengths: dict[str, Any] = {
+            "max_length": args.max_length,
+            "max_prompt_length": args.max_prompt_length,
+        }
+        train_rows, eval_rows = self._encoded(train_dataset), self._encoded(eval_dataset)
         self.mixture = self._checked_mixture(args, train_rows, ref_model)
         # Trainer seeds too, but later: a fresh adapter is drawn at random.
         set_seed(args.seed)
-        model, frozen = self._with_reference(model, ref_model, peft_config, args)
+        model, frozen = with_reference(model, ref_model, peft_config, no_dropout=args.disable_dropout)
         self._metrics_of_user = kwargs.pop("compute_metrics", None)
         super().__init__(
             model=model,
@@ -107,17 +111,24 @@ class SAILTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._build(tokenizer, frozen)
 
-    @staticmethod
-    def _encoded(rows: Any, tokenizer: Any, args: SAILConfig, ends: tuple[int, ...]) -> EncodedDataset | None:
+    def _encoded(self, rows: Any) -> Any:
+        """Rows as tokens; several evaluation sets by name as Trainer takes them."""
         if rows is None or isinstance(rows, EncodedDataset):
             return rows
-        return encode_rows(
-            load_rows(rows),
-            tokenizer,
-            max_length=args.max_length,
-            max_prompt_length=args.max_prompt_length,
-            eos=ends,
+        if isinstance(rows, dict):
+            return {name: self._encoded(part) for name, part in rows.items()}
+        loaded = load_rows(rows, bad_rows=self._encoding["bad_rows"])
+        return encode_rows(loaded, **self._encoding, **self._lengths)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Trainer's own; rows that are not tokenised yet are."""
+        return super().get_eval_dataloader(
+            eval_dataset if isinstance(eval_dataset, str) else self._encoded(eval_dataset)
         )
+
+    def get_test_dataloader(self, test_dataset: Any) -> Any:
+        """Trainer's own; rows that are not tokenised yet are."""
+        return super().get_test_dataloader(self._encoded(test_dataset))
 
     def _checked_mixture(self, args: SAILConfig, rows: EncodedDataset | None, ref_model: Any) -> Mixture:
         prompt_only = 0 if rows is None else rows.prompt_only
@@ -135,22 +146,6 @@ class SAILTrainer(Trainer):
             )
         self.prompt_only_share = 0.0 if rows is None else mixture.check_prompt_share(prompt_only, len(rows))
         return mixture
-
-    @staticmethod
-    def _with_reference(model: Any, ref_model: Any, peft_config: Any, args: SAILConfig) -> tuple[Any, Any]:
-        """The model to train, and the frozen reference, or None where the disabled adapter is the reference."""
-        if args.disable_dropout:
-            disable_dropout(model)
-        if peft_config is not None or hasattr(model, "peft_config"):
-            model = attach_adapter(model, peft_config, has_reference=ref_model is not None)
-            if args.disable_dropout:
-                disable_dropout(model)
-            frozen = ref_model
-        else:
-            frozen = ref_model if ref_model is not None else copy.deepcopy(model)
-        if frozen is not None:
-            frozen.eval().requires_grad_(False)
-        return model, frozen
 
     def _build(self, tokenizer: Any, frozen: Any) -> None:
         """The parts of a step, and the callbacks of the run folder."""
@@ -171,8 +166,11 @@ class SAILTrainer(Trainer):
             pad_id,
             args.generation_batch_size,
         )
-        self.generator = TransformersGenerator(lambda: unwrapped(self.model), tokenizer, sampling)
-        self.reference = Reference(lambda: self.model, frozen, pad_id)
+        # What is sampled and scored without gradient runs in the precision in which the policy is trained.
+        self.generator = TransformersGenerator(
+            lambda: unwrapped(self.model), tokenizer, sampling, self.accelerator.autocast
+        )
+        self.reference = Reference(lambda: self.model, frozen, pad_id, self.accelerator.autocast)
         self.maker = StepMaker(
             mixture=self.mixture,
             options=args,
@@ -225,14 +223,24 @@ class SAILTrainer(Trainer):
             )
         for message in messages:
             self.warn(message)
+        if found is not None:
+            checkpoints.refuse_another_run(found, self._identity())
+        elif resume is True:
+            self.warn(f"There is no checkpoint in {folder} to continue from; starting at the beginning.")
         return found
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to be continued exactly: sail's own options and the training rows."""
+        options = {field.name: getattr(self.args, field.name) for field in fields(AlignmentFields)}
+        rows = None if self.train_dataset is None else self.train_dataset.fingerprint
+        return {**options, "seed": self.args.seed, "training rows": rows}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Trainer's own; as the first thing in a checkpoint it also keeps the run's state there."""
         if not (_internal_call and output_dir):
             super().save_model(output_dir, _internal_call)
             return
-        state = {**self.recorder.state(), "weights_only": self.args.save_only_model}
+        state = {**self.recorder.state(), "weights_only": self.args.save_only_model, "run": self._identity()}
         if self.args.should_save:
             checkpoints.begin_checkpoint(Path(output_dir))
         super().save_model(output_dir, _internal_call)
@@ -336,35 +344,21 @@ class SAILTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Held-out pairs as the data route: loss, margin and whether the row has a pair, (B, 3)."""
-        numbers = torch.zeros(len(inputs["rows"]), 3, dtype=torch.float64)
+        numbers = torch.zeros(len(inputs["rows"]), 3)
         places = [place for place, row in enumerate(inputs["rows"]) if row["chosen_ids"] is not None]
         if places:
             result = self._score_pairs(model, [inputs["rows"][place] for place in places])
-            table = torch.stack(
-                [result.pair_loss.double(), result.margin.double(), torch.ones_like(result.margin).double()],
-                1,
-            )
-            numbers[places] = table.cpu()
-        numbers = numbers.float().to(self.args.device)
+            table = torch.stack([result.pair_loss, result.margin, torch.ones_like(result.margin)], dim=1)
+            numbers[places] = table.float().cpu()
+        numbers = numbers.to(self.args.device)
         mean = numbers[places, 0].mean() if places else numbers.new_zeros(())
         return mean, numbers, numbers[:, :1]
 
     def _score_pairs(self, model: nn.Module, rows: Sequence[dict[str, Any]]) -> RowLoss:
-        share = Share(ROUTES["data"], 1.0)
-        examples = [Example(row, share, 0.0, *dataset_responses(row)) for row in rows]
-        compare(examples, None)
-        orient(examples, "soft", "soft")
-        batch = collate(examples, self.maker.pad_id)
-        batch["ref_logps"] = Reference(
-            lambda: self.model, self.reference.frozen, self.maker.pad_id
-        ).log_probs(batch, examples, self.args.device)
-        batch["examples"] = examples
-        fill_weights(batch, 1, {"active": len(rows), "online": 0, "paired": len(rows)}, False)
-        for name in ("baseline", "kl_baseline_first", "kl_baseline_second"):
-            batch[name] = column([0.0] * len(rows))
+        batch = self._ready(pair_batch(rows, self.reference, self.maker.pad_id, self.args.device))
         moved = {
             key: value.to(self.args.device) if isinstance(value, Tensor) else value
-            for key, value in self._ready(batch).items()
+            for key, value in batch.items()
         }
         with torch.no_grad():
             return self.row_losses(model, moved)
@@ -377,18 +371,24 @@ class SAILTrainer(Trainer):
         """Trainer's own over held-out pairs, then `eval_samples` held-out prompts answered."""
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         dataset = (args[0] if args else kwargs["dataloader"]).dataset
+        if dataset.prompt_only == len(dataset):
+            # Without a pair there is no loss; Trainer would give 0, and take it for the best.
+            output.metrics.pop(f"{metric_key_prefix}_loss", None)
         count = min(self.args.eval_samples, len(dataset))
         if count:
-            numbers = answer_metrics(
-                [dataset[position] for position in range(count)],
-                generator=self.generator,
-                reference=self.reference,
-                oracle=self.oracle,
-                seed=self.args.seed,
-                pad_id=self.maker.pad_id,
-                temperature=self.args.temperature,
-                batch_size=2 * self.args.per_device_eval_batch_size,
-            )
+            if self.oracle is not None and self.is_world_process_zero():
+                self.tracker.counters.eval_calls += count
+            with self.accelerator.autocast():
+                numbers = answer_metrics(
+                    [dataset[position] for position in range(count)],
+                    generator=self.generator,
+                    reference=self.reference,
+                    oracle=self.oracle,
+                    seed=self.args.seed,
+                    pad_id=self.maker.pad_id,
+                    temperature=self.args.temperature,
+                    batch_size=2 * self.args.per_device_eval_batch_size,
+                )
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in numbers.items()})
         return output
 

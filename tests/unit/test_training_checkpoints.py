@@ -53,7 +53,7 @@ def test_no_folder_no_checkpoint(tmp_path: Path) -> None:
     assert set_newer_aside(tmp_path / "nowhere", 0) == []
 
 
-@pytest.mark.parametrize("name", [*(set(FILES) - {"scheduler.pt"}), STATE_FILE, RUN_STATE_FILE])
+@pytest.mark.parametrize("name", [*sorted(set(FILES) - {"scheduler.pt"}), STATE_FILE, RUN_STATE_FILE])
 def test_a_checkpoint_without_one_of_its_files(tmp_path: Path, name: str) -> None:
     """A kill while saving leaves the last ones unwritten, a kill while deleting leaves any of them."""
     path = make(tmp_path, 3, without=name)

@@ -32,7 +32,7 @@ class RowSeededSampler(LogitsProcessor):
         tempered = (
             log_probs if self.temperature == 1.0 else torch.log_softmax(scores / self.temperature, dim=-1)
         )
-        cumulated = tempered.double().exp().cumsum(dim=-1)
+        cumulated = tempered.to(self.uniforms.dtype).exp().cumsum(dim=-1)
         total = cumulated[:, -1:].contiguous()
         token = torch.searchsorted(cumulated, self.uniforms[:, step : step + 1] * total, right=True)
         # Rounding can push the number to the very end; the first position that reaches the total is the last possible token.

@@ -46,7 +46,9 @@ def score_sequences(
             batch: dict[str, Any] = dict(pad_pairs([sequences[row] for row in rows], pad_id))
             batch = {key: value.to(device) for key, value in batch.items()}
             batch["start"] = min(len(sequences[row][0]) for row in rows)
-            for row, value in zip(rows, response_scores(model, batch)[0].double().tolist(), strict=True):
+            for row, value in zip(
+                rows, response_scores(model, batch)[0].cpu().double().tolist(), strict=True
+            ):
                 scores[row] = value
     model.train(was_training)
     return scores

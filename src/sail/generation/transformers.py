@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -22,10 +22,17 @@ class TransformersGenerator(Generator):
     `model` is a callable that returns the unwrapped model of the moment, so that the newest weights speak.
     """
 
-    def __init__(self, model: Callable[[], Any], tokenizer: Any, settings: SamplingSettings) -> None:
+    def __init__(
+        self,
+        model: Callable[[], Any],
+        tokenizer: Any,
+        settings: SamplingSettings,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.settings = settings
+        self.precision = precision
         self._checked = False
 
     def sample(self, prompts: Sequence[Sequence[int]], keys: Sequence[SeedKey]) -> list[Sampled]:
@@ -41,7 +48,7 @@ class TransformersGenerator(Generator):
         )
         order = list(order)
         responses: list[Sampled | None] = [None] * len(prompts)
-        with sampling_mode(self.model()) as model:
+        with self.precision(), sampling_mode(self.model()) as model:
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
                 batch = self._generate(model, [prompts[row] for row in rows], [keys[row] for row in rows])
@@ -57,7 +64,9 @@ class TransformersGenerator(Generator):
         input_ids, attention_mask = left_pad(prompts, settings.pad_id, device)
         numbers = torch.stack(
             [torch.from_numpy(seeds.uniforms(settings.max_new_tokens, *key)) for key in keys]
-        ).to(device)
+        )
+        # Apple's GPUs have no float64.
+        numbers = numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)
         sampler = RowSeededSampler(numbers, settings.temperature)
         stops = StopStrings(self.tokenizer, settings.stop_strings) if settings.stop_strings else None
         ends = EndRecorder(len(prompts), settings.eos_ids, stops, device)
@@ -78,8 +87,8 @@ class TransformersGenerator(Generator):
         steps = tokens.shape[1]
         ended = ends.lengths > 0
         lengths = torch.where(ended, ends.lengths, steps)
-        log_probs = torch.stack(sampler.log_probs, dim=1).double()
-        inside = torch.arange(steps, device=tokens.device).unsqueeze(0) < lengths.unsqueeze(1)
+        log_probs = torch.stack(sampler.log_probs, dim=1).cpu().double()
+        inside = torch.arange(steps).unsqueeze(0) < lengths.cpu().unsqueeze(1)
         totals = torch.where(inside, log_probs, 0.0).sum(dim=1).tolist()
         ids = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
         texts = self.tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True)
@@ -135,6 +144,10 @@ def neutral_config(settings: SamplingSettings) -> GenerationConfig:
 def check_untouched(sampler: RowSeededSampler, raw: Tensor) -> None:
     """Once per generator: the scores that the sampler saw are the model's raw logits, so that log-probs are the policy's own."""
     seen = sampler.first_scores
+    if torch.isnan(raw).any():
+        raise SailError(
+            "The model's logits are NaN, so nothing can be sampled. Look at the weights, or the learning rate."
+        )
     if seen is None or not torch.equal(seen, raw.to(seen.dtype)):
         raise SailError(
             "The model's generate() changes scores before sampling (a logits processor of its own, or a watermark), so sampled "

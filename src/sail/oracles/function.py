@@ -98,6 +98,10 @@ def as_oracle(
     if count == 2:
         return RewardFunction(what, temperature=temperature, name=name)
     if count == 3:
+        if temperature != 1.0:
+            raise ConfigError(
+                "oracle.temperature turns rewards into probabilities; prefers(...) gives them itself. Remove it."
+            )
         return PreferenceFunction(what, name=name)
     raise ConfigError(
         f"The oracle {name or _name_of(what)} takes {count} arguments. Write it as reward(prompts, responses) or as "

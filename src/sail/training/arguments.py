@@ -42,6 +42,15 @@ class SAILConfig(AlignmentFields, TrainingArguments):
                 and torch.cuda.is_available()
                 and torch.cuda.is_bf16_supported()
             )
+        if self.neftune_noise_alpha or self.label_smoothing_factor:
+            raise ConfigError(
+                "neftune_noise_alpha and label_smoothing_factor have no meaning here: responses must be scored as they were "
+                "sampled, and preferences have labels of their own. Remove them."
+            )
+        if self.train_sampling_strategy == "group_by_length":
+            raise ConfigError(
+                "train_sampling_strategy: group_by_length is not supported: a row's length is known once it is sampled."
+            )
         # Else the data order would come from whatever the global random state is when training starts.
         if getattr(self, "data_seed", None) is None:
             self.data_seed = self.seed

@@ -34,6 +34,9 @@ def is_complete(checkpoint: Path) -> bool:
         return False
     if run_state.get("weights_only"):
         return True
+    # Every process writes its random state, the last ones perhaps after the state files.
+    if len(list(checkpoint.glob("rng_state*.pth"))) < len(run_state.get("tracked", [])):
+        return False
     return all(any(any(checkpoint.glob(name)) for name in names) for names in _PARTS)
 
 
@@ -110,10 +113,31 @@ def require_complete(checkpoint: Path) -> Path:
         )
     if not is_complete(checkpoint):
         raise CheckpointError(
-            f"{checkpoint} is incomplete ({STATE_FILE} is missing or broken), so it cannot be continued from. Use an earlier "
-            "one, or resume with True for the newest complete one."
+            f"{checkpoint} is incomplete or not sail's ({STATE_FILE}, {RUN_STATE_FILE}, weights, optimizer or random states are "
+            "missing or broken), so it cannot be continued from. Use an earlier one, or resume with True for the newest "
+            "complete one."
         )
     return _with_optimizer(checkpoint)
+
+
+def refuse_another_run(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """CheckpointError, naming what differs, if the checkpoint is of a run with other options or other training rows."""
+    before = run_state(checkpoint).get("run", {})
+    now = json.loads(json.dumps(identity))
+    changed = [name for name in sorted(before) if before[name] != now.get(name)]
+    if changed:
+        listed = "; ".join(
+            f"{name}: {_short(before[name])} then, {_short(now.get(name))} now" for name in changed
+        )
+        raise CheckpointError(
+            f"{checkpoint} is of another run ({listed}), so it cannot be continued exactly. Put them back, or start anew in "
+            "another output_dir."
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _with_optimizer(checkpoint: Path) -> Path:

@@ -6,13 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from sail.errors import SailError
 from sail.evaluation.stats import mean_interval
 from sail.generation import Generator
 from sail.generation.scoring import score_sequences
+from sail.mixture import ROUTES, Share
 from sail.objective import kl_estimate
+from sail.online import Example, collate, compare, dataset_responses, orient
 from sail.oracles import Oracle, ScoringOracle
 from sail.training.reference import Reference
+from sail.training.step import column, fill_weights, gather, place_among_processes
+from sail.types import Prompt
 
 
 def pair_metrics(predictions: np.ndarray) -> dict[str, float]:
@@ -26,6 +32,23 @@ def pair_metrics(predictions: np.ndarray) -> dict[str, float]:
         "margin": float(rows[:, 1].mean()),
         "accuracy": float(correct.mean()),
     }
+
+
+def pair_batch(
+    rows: Sequence[dict[str, Any]], reference: Reference, pad_id: int, device: torch.device
+) -> dict[str, Any]:
+    """Held-out pairs as a batch of the data route, each row with weight 1 / rows."""
+    share = Share(ROUTES["data"], 1.0)
+    examples = [Example(row, share, 0.0, *dataset_responses(row)) for row in rows]
+    compare(examples, None)
+    orient(examples, "soft", "soft")
+    batch = collate(examples, pad_id)
+    batch["ref_logps"] = reference.log_probs(batch, examples, device, remembered=False)
+    batch["examples"] = examples
+    fill_weights(batch, 1, {"active": len(rows), "online": 0, "paired": len(rows)}, False)
+    for name in ("baseline", "kl_baseline_first", "kl_baseline_second"):
+        batch[name] = column([0.0] * len(rows))
+    return batch
 
 
 def answer_metrics(
@@ -43,8 +66,6 @@ def answer_metrics(
 
     The seeds do not depend on the step, so checkpoints are compared on common random numbers.
     """
-    import torch
-
     sampled = generator.sample(
         [row["prompt_ids"] for row in rows], [(seed, "eval", int(row["index"])) for row in rows]
     )
@@ -63,6 +84,24 @@ def answer_metrics(
         "cut": sum(one.cut for one in sampled) / len(sampled),
     }
     if isinstance(oracle, ScoringOracle):
-        interval = mean_interval(oracle.score([row["prompt"] for row in rows], [one.text for one in sampled]))
+        interval = mean_interval(
+            scored_once(oracle, [row["prompt"] for row in rows], [one.text for one in sampled])
+        )
         numbers.update(reward=interval.mean, reward_low=interval.low, reward_high=interval.high)
     return numbers
+
+
+def scored_once(oracle: ScoringOracle, prompts: list[Prompt], responses: list[str]) -> list[float]:
+    """The oracle's scores, asked for by the first process only: all processes hold the same responses, and asking may cost money
+    and differ from call to call. An error of the oracle reaches every process."""
+    place, _ = place_among_processes()
+    answer: list[float] | SailError | None = None
+    if place == 0:
+        try:
+            answer = oracle.score(prompts, responses)
+        except SailError as error:
+            answer = error
+    answer = gather([answer])[0]
+    if isinstance(answer, SailError):
+        raise answer
+    return answer or []

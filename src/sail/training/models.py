@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from sail.errors import ConfigError, MissingExtraError
 
@@ -19,17 +22,56 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def load_policy(name: str, *, all_weights: bool) -> Any:
+    """A causal language model from a folder or a name. Where all its weights are to be trained, in float32: at usual learning
+    rates most updates are smaller than a half-precision weight's last digit, and would be lost."""
+    if all_weights:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(name)
+
+
+def with_reference(model: Any, ref_model: Any, peft_config: Any, *, no_dropout: bool) -> tuple[Any, Any]:
+    """The model to train, and the frozen reference, or None where the disabled adapter is the reference."""
+    if no_dropout:
+        disable_dropout(model)
+    if peft_config is not None or has_adapter(model):
+        model = attach_adapter(model, peft_config, has_reference=ref_model is not None)
+        if no_dropout:
+            disable_dropout(model)
+        frozen = ref_model
+    else:
+        frozen = ref_model if ref_model is not None else copy.deepcopy(model)
+    if frozen is not None:
+        frozen.eval().requires_grad_(False)
+    return model, frozen
+
+
+def has_adapter(model: Any) -> bool:
+    """Whether the model carries a PEFT adapter, wrapped around it or loaded into it."""
+    return hasattr(model, "peft_config")
+
+
 def attach_adapter(model: Any, peft_config: Any, *, has_reference: bool) -> Any:
     """The model with a fresh LoRA adapter; disabled, it is the reference. ConfigError for a model that already has one."""
-    if hasattr(model, "peft_config"):
-        if has_reference and peft_config is None:
+    if has_adapter(model):
+        trainable = any(parameter.requires_grad for parameter in model.parameters())
+        if has_reference and peft_config is None and trainable:
             return model
         raise ConfigError(
-            "The model already carries an adapter, and with it disabled it would not be the starting model. Merge the adapter "
-            "first (model.merge_and_unload()), or give ref_model explicitly and no peft_config."
+            "The model already carries an adapter, and with it disabled it would not be the starting model. Merge it first, in "
+            "Python: peft.AutoPeftModelForCausalLM.from_pretrained(folder).merge_and_unload().save_pretrained(new_folder), and "
+            "use the new folder. (To train a given adapter on, pass it trainable, with ref_model and without peft_config.)"
         )
     try:
         from peft import get_peft_model
     except ImportError as error:
         raise MissingExtraError('LoRA needs PEFT. Install it with: pip install "sail-align[lora]"') from error
     return get_peft_model(model, peft_config)
+
+
+def merged(model: Any) -> Any:
+    """An ordinary model with the adapter's weights added in, made from a copy: adding and subtracting them again would round the
+    weights that are still in use. The model itself if it has no adapter."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    return copy.deepcopy(model).merge_and_unload()

@@ -12,6 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import IntervalStrategy, TrainerCallback
 
+from sail.training.step import gather
+
 SHOWN = {
     "loss": "loss",
     "pair/accuracy": "accuracy",
@@ -92,7 +94,8 @@ class StopOnSignal(TrainerCallback):
             )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Ask Trainer to save and stop."""
+        """Ask Trainer to save and stop: every process, also where the signal reaches only some or comes a step later."""
+        self.caught = any(gather([self.caught]))
         if self.caught:
             control.should_save = True
             control.should_training_stop = True

@@ -19,25 +19,40 @@ class Reference:
     `remember` holds the log-probs of dataset rows that were computed once, before training: index -> (first, second).
     """
 
-    def __init__(self, policy: Callable[[], Any], frozen: Any | None, pad_id: int) -> None:
+    def __init__(
+        self,
+        policy: Callable[[], Any],
+        frozen: Any | None,
+        pad_id: int,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self.policy = policy
         self.frozen = frozen
         self.pad_id = pad_id
+        self.precision = precision
         self.remember: dict[int, tuple[float, float]] = {}
 
-    def log_probs(self, batch: dict[str, Any], examples: Sequence[Example], device: torch.device) -> Tensor:
-        """(2B,) nats, in the batch's order; only rows that are not remembered cost a forward."""
-        open_rows = [row for row, example in enumerate(examples) if not self._known(example)]
+    def log_probs(
+        self,
+        batch: dict[str, Any],
+        examples: Sequence[Example],
+        device: torch.device,
+        *,
+        remembered: bool = True,
+    ) -> Tensor:
+        """(2B,) nats, in the batch's order; only rows that are not remembered cost a forward. What is remembered is of training
+        rows: for other rows set `remembered` to False."""
+        open_rows = [row for row, example in enumerate(examples) if not (remembered and self._known(example))]
         if len(open_rows) == len(examples):
             return self._forward(batch, device)
-        result = torch.zeros(2 * len(examples), dtype=torch.float64, device=device)
+        result = torch.zeros(2 * len(examples), dtype=torch.float64)
         for row, example in enumerate(examples):
             if self._known(example):
                 result[row], result[len(examples) + row] = self.remember[example.index]
         if open_rows:
             part = self._forward(collate([examples[row] for row in open_rows], self.pad_id), device)
             places = open_rows + [len(examples) + row for row in open_rows]
-            result[torch.tensor(places, device=device)] = part.to(result.dtype)
+            result[torch.tensor(places)] = part.cpu().double()
         return result
 
     def _known(self, example: Example) -> bool:
@@ -51,7 +66,7 @@ class Reference:
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad(), adapter_off:
+            with torch.no_grad(), adapter_off, self.precision():
                 return response_scores(model, moved)[0]
         finally:
             model.train(was_training)
@@ -78,6 +93,6 @@ class Reference:
                 Example(row, share, 0.0, *dataset_responses(row), source=DATASET)
                 for row in paired[start : start + batch_size]
             ]
-            values = self._forward(collate(examples, self.pad_id), device).double().tolist()
+            values = self._forward(collate(examples, self.pad_id), device).cpu().double().tolist()
             for position, example in enumerate(examples):
                 self.remember[example.index] = (values[position], values[len(examples) + position])

@@ -23,6 +23,7 @@ class Counters:
     """
 
     oracle_calls: int = 0
+    eval_calls: int = 0
     abstained: int = 0
     empty_steps: int = 0
     loss: float = 0.0
@@ -172,6 +173,17 @@ class Tracker:
             "oracle/calls": sum(calls for _, calls, _, _ in gathered),
             "oracle/abstained": sum(abstained for _, _, abstained, _ in gathered),
             "step/empty": counters.empty_steps,
+        }
+
+    def totals(self) -> dict[str, int]:
+        """The run's cumulative counts over all processes; every process must call it."""
+        counters = self.counters
+        parts = gather([(counters.oracle_calls, counters.abstained, counters.eval_calls, counters.prompts)])
+        return {
+            "oracle_calls": sum(calls for calls, *_ in parts),
+            "oracle_abstained": sum(abstained for _, abstained, _, _ in parts),
+            "oracle_calls_in_evaluation": sum(calls for _, _, calls, _ in parts),
+            "distinct_online_prompts": len({index for *_, prompts in parts for index in prompts}),
         }
 
     def mean_loss(self, steps: int) -> float:
