@@ -26,7 +26,7 @@ class AlignmentFields:
         "A named row of the preset table (dpo, ipo, slic, online-dpo, self-dpo, sail-ddp, sail-dpp, sail-dpr, sail-mix). "
         "Exclusive with routes.",
     )
-    routes: dict[str, Any] | str | None = _option(
+    routes: dict[str, Any] | None = _option(
         None,
         "The mixture: for each route (data, ddp, dpp, dpr) its weight and, beside data, the coefficient c of its "
         "corrections (T1, T3). Weights sum to 1; c = 1 is the exact gradient, c < 1 a heuristic scaling.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -24,6 +25,10 @@ class SAILConfig(AlignmentFields, TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many optimiser steps."})
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast; null: yes on a GPU that supports it."}
+    )
+    # As JSON too, because an argument parser cannot read a mapping.
+    routes: dict[str, Any] | str | None = field(  # type: ignore[assignment]
+        default=None, metadata=dict(AlignmentFields.__dataclass_fields__["routes"].metadata)
     )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay false: rows are not model inputs."}

@@ -23,11 +23,11 @@ class Counters:
     """
 
     oracle_calls: int = 0
-    eval_calls: int = 0
     abstained: int = 0
     empty_steps: int = 0
     loss: float = 0.0
     prompts: set[int] = field(default_factory=set)
+    eval_calls: int = 0
 
     def state(self) -> dict[str, Any]:
         """JSON-able."""
