@@ -63,7 +63,6 @@ def collect(folder: Path, methods: tuple[str, ...]) -> dict[str, Any]:
             },
             "minus_dpo": {"mean": gap.mean, "low": gap.low, "high": gap.high, "n": gap.n},
             "oracle_calls": result["oracle_calls"],
-            "seconds_ratio": result["seconds_ratio"],
             "curve": [
                 {key: line[key] for key in CURVE} for line in lines if line.get("eval_reward") is not None
             ],
@@ -73,19 +72,15 @@ def collect(folder: Path, methods: tuple[str, ...]) -> dict[str, Any]:
 
 def table(seeds: dict[str, Any], methods: tuple[str, ...]) -> str:
     """Markdown: a row per seed and method."""
-    rows = [
-        "| seed | method | gold reward | minus DPO | KL | win rate over SFT | oracle calls | s per step / DPO |"
-    ]
-    rows.append("|---|---|---|---|---|---|---|---|")
+    rows = ["| seed | method | gold reward | minus DPO | KL | win rate over SFT | oracle calls |"]
+    rows.append("|---|---|---|---|---|---|---|")
     for seed, runs in seeds.items():
         start = runs["dpo"]["reward_reference"]
-        rows.append(f"| {seed} | sft | {cell(start)} | - | 0 | .5 | 0 | - |")
+        rows.append(f"| {seed} | sft | {cell(start)} | - | 0 | .5 | 0 |")
         for name in methods:
             run = runs[name]
             cells = [cell(run["reward"]), cell(run["minus_dpo"], "+"), cell(run["kl"]), cell(run["win_rate"])]
-            rows.append(
-                f"| {seed} | {name} | {' | '.join(cells)} | {run['oracle_calls']} | {run['seconds_ratio']:.2f} |"
-            )
+            rows.append(f"| {seed} | {name} | {' | '.join(cells)} | {run['oracle_calls']} |")
     return "\n".join(rows)
 
 
@@ -129,7 +124,6 @@ def draw(seeds: dict[str, Any], methods: tuple[str, ...]) -> None:
     axes[0].set_ylabel("gold reward, held-out prompts")
     axes[1].legend(frameon=False, fontsize=9)
     figure.savefig(PICTURE, metadata={"Date": None})
-    figure.savefig(PICTURE.with_suffix(".png"), dpi=110)
 
 
 if __name__ == "__main__":
