@@ -26,7 +26,7 @@ test: $(VENV)/.installed  ## all tests
 unit: $(VENV)/.installed  ## the fast ones
 	$(BIN)/python -m pytest -n 2 -m "not slow" tests/unit
 
-check: $(VENV)/.installed  ## format, lint, types, import layers, recipes
+check: $(VENV)/.installed  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -1,4 +1,5 @@
-"""Which combinations of options are refused, and what to do instead. Runs when a config loads, before any model does."""
+"""Which combinations of options are refused, and what to do instead. Runs when a run file loads, before any
+model does, and again when a trainer is built."""
 
 from __future__ import annotations
 

@@ -87,6 +87,10 @@ def _tokenised(
         examples.append(
             {"input_ids": ids, "completion_mask": [0] * len(prompt_ids) + [1] * (len(ids) - len(prompt_ids))}
         )
+    if examples and len(examples) < len(rows):
+        print(
+            f"{len(rows) - len(examples)} of {len(rows)} rows left out: their prompts alone fill sft.max_length {limit}."
+        )
     if not examples:
         raise DataError(f"No row has room for a completion within sft.max_length {limit}. Raise it.")
     return examples

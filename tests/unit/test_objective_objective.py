@@ -203,3 +203,19 @@ def test_doctests_of_the_package() -> None:
     ]
     assert sum(result.failed for result in results) == 0
     assert sum(result.attempted for result in results) >= 4
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "hinge"])
+def test_a_tie_of_an_argmax_self_label_has_no_gradient(loss_type: str) -> None:
+    """h = 0 with responses of different lengths, so that IPO's difference of means is not 0."""
+    first = torch.tensor([-4.0], dtype=torch.float64, requires_grad=True)
+    second = torch.tensor([-4.0], dtype=torch.float64, requires_grad=True)
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    lengths = (torch.tensor([2]), torch.tensor([4]))
+    logps = ResponseLogProbs(first, second, zero, zero, *lengths, first, second)
+    is_self = torch.tensor([True])
+    columns = RowColumns(one, is_self, zero, zero, zero, zero, one, zero, zero, zero, zero, zero)
+    settings = ObjectiveSettings(loss_type=loss_type, policy_label="argmax")
+    row_loss(logps, columns, settings).loss.sum().backward()
+    assert first.grad is not None
+    assert first.grad.item() == second.grad.item() == 0.0

@@ -37,9 +37,8 @@ def self_label(margin: Tensor, mode: str, uniform: Tensor) -> Tensor:
     """The policy's own label t from its margin h: q(first wins) = sigmoid(h), no gradient flows through it.
 
     margin (B,), uniform (B,) in [0, 1) -> (B,) in [0, 1].
-    soft t = q; sampled t = 1[uniform < q]; argmax t = 1[h > 0], and 1/2 at h = 0 exactly, where the sigmoid and hinge
-    losses then have zero gradient: the row is an abstention that still counts in the denominator, because that
-    denominator is fixed before this forward pass.
+    soft t = q; sampled t = 1[uniform < q]; argmax t = 1[h > 0], and 1/2 at h = 0 exactly: an abstention, without gradient
+    (row_loss), that still counts in the denominator, because that denominator is fixed before this forward pass.
     """
     margin = margin.detach()
     if mode == "soft":

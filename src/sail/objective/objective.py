@@ -110,6 +110,9 @@ def row_loss(logps: ResponseLogProbs, columns: RowColumns, settings: ObjectiveSe
     pair = -value
     pair = pair + columns.score_coefficient * score_surrogate(value, columns.baseline, score)
     pair = pair + columns.label_coefficient * label_surrogate(first_wins, second_wins, label, margin)
+    if settings.policy_label == "argmax":
+        # A tie is no verdict; for IPO, t = 1/2 would still have a gradient.
+        pair = torch.where(is_self & (label == 0.5), torch.zeros_like(pair), pair)
     loss = columns.pair_weight * pair + penalties(logps, columns, settings)
     return RowLoss(loss, -value.detach(), value.detach(), margin.detach(), label.detach())
 
