@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -248,9 +249,9 @@ def run_training(
     folder = Path(config.train.output_dir)
     _check_folder(folder, config, resume=resume, overwrite=overwrite)
     if show_config:
-        print(resolved_yaml(config))
+        _say(resolved_yaml(config))
     trainer, remarks = make_trainer(config)
-    print("\n".join(remarks))
+    _say("\n".join(remarks))
     # Not before: a run whose model or data turn out to be unusable must not cost the old one.
     if overwrite and _holds_a_run(folder):
         _clear(folder)
@@ -261,7 +262,7 @@ def run_training(
         isinstance(callback, StopOnSignal) and callback.caught
         for callback in trainer.callback_handler.callbacks
     ):
-        print(
+        _say(
             f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume"
         )
         raise KeyboardInterrupt
@@ -276,6 +277,12 @@ def run_training(
     # The others wait: a launcher takes the first process that ends for the end of the run.
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _say(text: str) -> None:
+    """Print, once however many processes a launcher has started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def _check_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:

@@ -277,7 +277,15 @@ def test_stopped_by_a_signal(whole: Any, tmp_path: Path, step: int, strategy: st
     assert_same_run(whole(**options), tmp_path, last=10)
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
+def test_a_signal_passed_on_by_a_launcher_is_not_a_second_one(tmp_path: Path) -> None:
+    stop = StopOnSignal()
+    one = trainer(tmp_path, stop, CtrlC(2), CtrlC(2))
+    one.train()
+    assert one.state.global_step == 3
+
+
+def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sail.training.progress.SAME_STOP_SECONDS", 0.0)
     stop = StopOnSignal()
     with pytest.raises(KeyboardInterrupt):
         trainer(tmp_path, stop, CtrlC(2), CtrlC(2)).train()

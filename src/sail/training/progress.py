@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -13,6 +14,8 @@ from tqdm.auto import tqdm
 from transformers import IntervalStrategy, TrainerCallback
 
 from sail.training.step import gather
+
+SAME_STOP_SECONDS = 1.0
 
 SHOWN = {
     "loss": "loss",
@@ -74,6 +77,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self) -> None:
         self.caught = False
+        self.first_at = 0.0
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -83,9 +87,13 @@ class StopOnSignal(TrainerCallback):
                 self._before[number] = signal.signal(number, self._catch)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.caught:
+            # A launcher passes Ctrl-C on to processes that the terminal has already told: that is one stop, not two.
+            if now - self.first_at < SAME_STOP_SECONDS:
+                return
             raise KeyboardInterrupt
-        self.caught = True
+        self.caught, self.first_at = True, now
         # Not print: the signal may have come in the middle of one, and Python refuses to write to a file within a write.
         with contextlib.suppress(OSError):
             os.write(
