@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -29,11 +28,10 @@ from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles import Oracle, as_oracle, load_callable
 from sail.results import RESULTS, final_results, print_results, save_model, seconds_per_step, write_json
+from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
-from sail.training.checkpoints import checkpoints, is_complete
 from sail.training.progress import StopOnSignal
-
-RESOLVED = "config.resolved.yaml"
+from sail.types import Pair
 
 # One bar for the run is enough: the bars of loading and writing weights would interrupt it.
 transformers_logging.disable_progress_bar()
@@ -55,6 +53,19 @@ def make_model(name: str, **arguments: Any) -> Any:
 
 
 def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        inside = folder / "model"
+        hint = (
+            f"its model is in {inside}"
+            if inside.is_dir()
+            else "save_pretrained writes one with config.json in it"
+        )
+        raise ConfigError(f"{name} is not a model folder: {hint}.")
+    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise ConfigError(
+            f"There is no folder {name}, so no {what} can be loaded. Check model, or make it first with sail sft."
+        )
     try:
         return kind.from_pretrained(name, **arguments)
     except (OSError, ValueError) as error:
@@ -119,22 +130,38 @@ def _about(source: str, rows: EncodedDataset) -> str:
     return text
 
 
+def make_arguments(config: RunConfig) -> SAILConfig:
+    """The trainer's arguments; ConfigError on a key that nobody knows, or a value of the wrong kind."""
+    given = _with_defaults(config)
+    known = {field.name: field.default for field in fields(SAILConfig)}
+    for key, value in given.items():
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(
+                f"train.{key} is neither sail's nor one of transformers.TrainingArguments.{hint}"
+            )
+        if (
+            isinstance(value, str)
+            and isinstance(known[key], int | float)
+            and not isinstance(known[key], bool)
+        ):
+            raise ConfigError(f"train.{key} must be a number; it is {value!r}.")
+    try:
+        return SAILConfig(**given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"transformers.TrainingArguments refused a value of train: {error}") from error
+
+
 def make_trainer(config: RunConfig) -> tuple[SAILTrainer, list[str]]:
     """The trainer of the run, with remarks about its data."""
+    arguments = make_arguments(config)
     tokenizer, model = make_tokenizer(config.tokenizer or config.model), make_model(config.model)
     stored = model.dtype
     if config.peft is None and stored in (torch.bfloat16, torch.float16):
         # At usual learning rates most updates are smaller than a half-precision weight's last digit, and would be lost.
         model = model.float()
     train, held_out, remarks = make_datasets(config, tokenizer, eos_ids(tokenizer, model.generation_config))
-    try:
-        arguments = SAILConfig(**_with_defaults(config))
-    except TypeError as error:
-        raise ConfigError(
-            f"A key of train is neither sail's nor one of transformers.TrainingArguments: {error}"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"transformers.TrainingArguments refused a value of train: {error}") from error
     trainer = SAILTrainer(
         model,
         args=arguments,
@@ -224,10 +251,12 @@ def dry_run(config: RunConfig) -> str:
     every = sum(p.numel() for p in trainer.model.parameters())
     online = sum(share.weight for share in trainer.mixture.on_policy)
     asked = sum(share.weight for share in trainer.mixture.shares if share.route.label == "oracle")
+    asked_once = _ask_once(trainer)
     lines = [
         resolved_yaml(config).rstrip(),
         "",
         *remarks,
+        *asked_once,
         f"trainable parameters: {trainable:,} of {every:,}",
         f"optimiser steps: {steps} of {rows} rows",
         f"responses sampled: about {round(2 * online * rows * steps):,}",
@@ -235,6 +264,23 @@ def dry_run(config: RunConfig) -> str:
         "Nothing was trained or written.",
     ]
     return "\n".join(lines)
+
+
+def _ask_once(trainer: SAILTrainer) -> list[str]:
+    """The oracle about the first pairs of the data, so that one that cannot work is found now."""
+    rows = [
+        row
+        for row in (trainer.train_dataset[place] for place in range(min(8, len(trainer.train_dataset))))
+        if row["chosen"]
+    ]
+    if trainer.oracle is None or not rows:
+        return []
+    given = trainer.oracle.compare([Pair(row["prompt"], row["chosen"], row["rejected"]) for row in rows])
+    told = [one.first_wins for one in given if one.first_wins is not None]
+    agree = sum(p > 0.5 for p in told)
+    return [
+        f"oracle {trainer.oracle.name}, asked about the first {len(rows)} pairs: prefers the chosen response of {agree}"
+    ]
 
 
 def _optimiser_steps(trainer: SAILTrainer) -> int:
@@ -247,14 +293,14 @@ def run_training(
 ) -> Path:
     """`sail train`: returns the run folder, with the model, metrics, pairs, results and report in it."""
     folder = Path(config.train.output_dir)
-    _check_folder(folder, config, resume=resume, overwrite=overwrite)
+    check_folder(folder, config, resume=resume, overwrite=overwrite)
     if show_config:
         _say(resolved_yaml(config))
     trainer, remarks = make_trainer(config)
     _say("\n".join(remarks))
     # Not before: a run whose model or data turn out to be unusable must not cost the old one.
-    if overwrite and _holds_a_run(folder):
-        _clear(folder)
+    if overwrite and holds_a_run(folder):
+        clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
     trainer.train(resume_from_checkpoint=True if resume else None)
@@ -283,56 +329,6 @@ def _say(text: str) -> None:
     """Print, once however many processes a launcher has started."""
     if os.environ.get("RANK", "0") == "0":
         print(text)
-
-
-def _check_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
-    """Refuse to mix two runs in one folder; a run is only continued with the settings it was begun with."""
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other. Keep one.")
-    used = _holds_a_run(folder)
-    if used and not resume and not overwrite:
-        raise ConfigError(
-            f"{folder} already holds a run. Continue it with --resume, start it anew with --overwrite, or choose another "
-            "train.output_dir."
-        )
-    if resume and used:
-        _refuse_changes(folder, config)
-
-
-def _holds_a_run(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / RESOLVED).exists() or bool(checkpoints(folder)))
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run writes; files of the user's own stay."""
-    for path in [*checkpoints(folder), folder / "model", folder / "adapter"]:
-        shutil.rmtree(path, ignore_errors=True)
-    for name in (RESOLVED, "metrics.jsonl", "pairs.jsonl.gz", RESULTS, "report.html", "report.json"):
-        (folder / name).unlink(missing_ok=True)
-
-
-def _refuse_changes(folder: Path, config: RunConfig) -> None:
-    if not (folder / RESOLVED).exists() or not any(is_complete(path) for path in checkpoints(folder)):
-        return
-    before = _flat(yaml.safe_load((folder / RESOLVED).read_text(encoding="utf-8")))
-    now = _flat(yaml.safe_load(resolved_yaml(config)))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed:
-        listed = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
-        raise ConfigError(
-            f"{folder} was begun with other settings ({listed}), so it cannot be continued exactly. Put them back, or start "
-            "anew with --overwrite or another train.output_dir."
-        )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix.rstrip("."): values}
-    return {
-        key: value
-        for name, inner in values.items()
-        for key, value in _flat(inner, f"{prefix}{name}.").items()
-    }
 
 
 def _write_report(folder: Path) -> None:

@@ -8,6 +8,7 @@ import shlex
 import sys
 import textwrap
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -42,6 +43,7 @@ overrides:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for an error that the user can mend, 130 when interrupted."""
     options = _parse(sys.argv[1:] if argv is None else argv)
+    _settle_environment()
     try:
         options.handler(options)
     except SailError as error:
@@ -53,6 +55,18 @@ def main(argv: list[str] | None = None) -> int:
         print("sail: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _settle_environment() -> None:
+    """What must be set before torch and the hub's library load; what the user has set stays."""
+    # Threads that sleep while they wait: on a busy machine spinning ones make everything several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # One bar for the run is enough.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings(
+        "ignore", message=".*is deprecated and will be removed in v6.*", category=FutureWarning
+    )
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

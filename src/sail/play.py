@@ -38,10 +38,21 @@ class Size:
     steps: int
     rows_per_step: int
     held_out: int
+    evaluations: int = 6
+    eval_samples: int = 128
 
 
 FULL = Size(sft_rows=16000, sft_epochs=1, prompts=4000, steps=150, rows_per_step=32, held_out=512)
-QUICK = Size(sft_rows=8000, sft_epochs=1, prompts=1200, steps=40, rows_per_step=16, held_out=200)
+QUICK = Size(
+    sft_rows=8000,
+    sft_epochs=1,
+    prompts=640,
+    steps=40,
+    rows_per_step=16,
+    held_out=128,
+    evaluations=2,
+    eval_samples=64,
+)
 
 SFT = {
     "learning_rate": 4e-3,
@@ -65,7 +76,6 @@ ALIGN = {
     "logging_steps": 5,
     "save_total_limit": 1,
     "eval_strategy": "steps",
-    "eval_samples": 128,
     "per_device_eval_batch_size": 64,
 }
 
@@ -85,6 +95,11 @@ def play(out: Path, *, quick: bool, seed: int) -> Path:
         _say(method, "")
         _align(out, method, size, seed)
     table = summary(out, list(METHODS))
+    if quick:
+        table["notes"].append(
+            f"This was the quick play: {size.steps} steps show that everything works, and are too few to compare methods by. "
+            "The full one (make play) is for that."
+        )
     report = write_report(
         [out / method for method in METHODS], out / "report.html", title="sail play", summary_table=table
     )
@@ -151,7 +166,8 @@ def _align(out: Path, method: str, size: Size, seed: int) -> None:
         "preset": method,
         "max_steps": size.steps,
         "per_device_train_batch_size": size.rows_per_step,
-        "eval_steps": max(1, size.steps // 6),
+        "eval_steps": max(1, size.steps // size.evaluations),
+        "eval_samples": size.eval_samples,
         "save_steps": max(1, size.steps // 3),
         "seed": seed,
     }

@@ -50,6 +50,12 @@ def fine_tune(
     if not config.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(ReadableProgress("sft"))
+    if peft_config is not None:
+        trained = sum(weights.numel() for weights in trainer.model.parameters() if weights.requires_grad)
+        every = sum(weights.numel() for weights in trainer.model.parameters())
+        print(
+            f"LoRA: {trained:,} of {every:,} parameters are trained; leave peft out of the run file to train all."
+        )
     trainer.train()
     folder = Path(config.output_dir)
     trained = trainer.accelerator.unwrap_model(trainer.model)

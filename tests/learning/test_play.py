@@ -15,11 +15,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sail import play
 
     out = tmp_path_factory.mktemp("play")
-    tiny = play.Size(sft_rows=640, sft_epochs=1, prompts=48, steps=5, rows_per_step=8, held_out=16)
+    tiny = play.Size(
+        sft_rows=640, sft_epochs=1, prompts=48, steps=5, rows_per_step=8, held_out=16, eval_samples=8
+    )
     patch = pytest.MonkeyPatch()
     patch.setattr(play, "QUICK", tiny)
-    # The untrained assistant rarely stops by itself; what it says is no matter here.
-    patch.setitem(play.ALIGN, "eval_samples", 8)
     play.play(out, quick=True, seed=0)
     patch.undo()
     return out

@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -143,9 +144,10 @@ def _call(name: str, function: Callable[..., Any], pairs: Sequence[Pair], *argum
         # In the same block: a generator only runs, and fails, when its values are taken.
         listed = list(values) if _in_order(values) else None
     except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
         raise OracleError(
-            f"Oracle {name} raised {type(error).__name__}: {error} (asked about {len(pairs)} rows: "
-            f"{describe(pairs, range(len(pairs)))})"
+            f"Oracle {name} raised {type(error).__name__}: {error} ({Path(where.filename).name} line {where.lineno}; asked "
+            f"about {len(pairs)} rows: {describe(pairs, range(len(pairs)))})"
         ) from error
     if listed is None:
         raise OracleError(

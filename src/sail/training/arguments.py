@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from sail.errors import ConfigError
 from sail.fields import AlignmentFields
+from sail.mixture import mixture_of
 from sail.rules import apply_preset
 
 
@@ -61,4 +62,6 @@ class SAILConfig(AlignmentFields, TrainingArguments):
             self.data_seed = self.seed
         for name, value in apply_preset(self).items():
             setattr(self, name, value)
+        if self.preset is not None or self.routes is not None:
+            mixture_of(self.preset, self.routes)
         super().__post_init__()

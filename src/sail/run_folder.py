@@ -1,0 +1,69 @@
+"""Run folders: which hold a run, and whether a run may be continued, replaced or begun in one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sail.config import RunConfig, resolved_yaml
+from sail.errors import ConfigError
+from sail.results import RESULTS
+from sail.training.checkpoints import checkpoints, is_complete
+
+RESOLVED = "config.resolved.yaml"
+
+
+def check_folder(folder: Path, config: RunConfig, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to mix two runs in one folder; a run is only continued with the settings it was begun with."""
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other. Keep one.")
+    used = holds_a_run(folder)
+    if used and not resume and not overwrite:
+        raise ConfigError(
+            f"{folder} already holds a run. Continue it with --resume, start it anew with --overwrite, or choose another "
+            "train.output_dir."
+        )
+    if resume and used:
+        _refuse_changes(folder, config)
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether there is anything to lose: a start that failed before its first step left settings only."""
+    metrics = folder / "metrics.jsonl"
+    begun = metrics.is_file() and metrics.stat().st_size > 0
+    return begun or (folder / RESULTS).exists() or bool(checkpoints(folder))
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run writes; files of the user's own stay."""
+    for path in [*checkpoints(folder), folder / "model", folder / "adapter"]:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (RESOLVED, "metrics.jsonl", "pairs.jsonl.gz", RESULTS, "report.html", "report.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _refuse_changes(folder: Path, config: RunConfig) -> None:
+    if not (folder / RESOLVED).exists() or not any(is_complete(path) for path in checkpoints(folder)):
+        return
+    before = _flat(yaml.safe_load((folder / RESOLVED).read_text(encoding="utf-8")))
+    now = _flat(yaml.safe_load(resolved_yaml(config)))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        listed = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        raise ConfigError(
+            f"{folder} was begun with other settings ({listed}), so it cannot be continued exactly. Put them back, or start "
+            "anew with --overwrite or another train.output_dir."
+        )
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix.rstrip("."): values}
+    return {
+        key: value
+        for name, inner in values.items()
+        for key, value in _flat(inner, f"{prefix}{name}.").items()
+    }
