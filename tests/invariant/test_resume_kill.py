@@ -43,9 +43,15 @@ def whole(one_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[
 def test_killed_again_and_again(
     one_server: Server, whole: dict[str, dict[str, str]], tmp_path: Path, preset: str
 ) -> None:
-    told = kill_and_resume(one_server, tmp_path / "run", preset, random.Random(preset), kills=4)
-    assert told.kills >= 2
-    assert told.sums == whole[preset]
+    """A kill aimed at a run that has ended by then is none, on a fast machine, so runs go on until enough have hit."""
+    chance, kills = random.Random(preset), 0
+    for attempt in range(10):
+        told = kill_and_resume(one_server, tmp_path / str(attempt), preset, chance, kills=4)
+        assert told.sums == whole[preset]
+        kills += told.kills
+        if kills >= 2:
+            return
+    pytest.fail(f"{kills} of 40 kills hit a run")
 
 
 def test_killed_while_saving(one_server: Server, whole: dict[str, dict[str, str]], tmp_path: Path) -> None:
