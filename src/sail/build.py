@@ -322,6 +322,7 @@ def run_training(
         _write_report(folder)
     # The others wait: a launcher takes the first process that ends for the end of the run.
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
     return folder
 
 

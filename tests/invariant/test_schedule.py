@@ -192,3 +192,6 @@ def run_here(folder: Path) -> None:
 
 if __name__ == "__main__":
     run_here(Path(sys.argv[1]))
+    # Together: a process that leaves with its group open may abort, and take the other one's result with it.
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
