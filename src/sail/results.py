@@ -40,6 +40,7 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
     held_out = trainer.eval_dataset
     results: dict[str, Any] = {
         "steps": trainer.state.global_step,
+        "train_rows": 0 if trainer.train_dataset is None else len(trainer.train_dataset),
         **totals,
         "metrics": {},
         "samples": [],

@@ -117,7 +117,7 @@ def test_without_rows_there_are_no_numbers() -> None:
 def shape(**rows: list[Any]) -> dict[str, list[Any]]:
     # One prompt per pair of log-ratios, unless a test says otherwise.
     online = list(range(len(rows.get("ratios", []))))
-    return {"online": online, "ratios": [], "lengths": [], "cut": [], "empty": [], **rows}
+    return {"online": online, "ratios": [], "lengths": [], "log_probs": [], "cut": [], "empty": [], **rows}
 
 
 def test_kl_is_the_mean_log_ratio_with_an_error_by_prompt() -> None:
@@ -132,6 +132,12 @@ def test_one_prompt_has_no_error_and_none_no_estimate() -> None:
     twice = shape(online=[7, 7], ratios=[(0.1, 0.3), (0.5, 0.7)])
     assert response_numbers(twice, 1.0)["kl/policy_ref_se"] is None
     assert set(response_numbers(shape(), 1.0).values()) == {None}
+
+
+def test_entropy_is_per_token_and_of_the_policys_own_samples() -> None:
+    rows = shape(log_probs=[-3.0, -1.0], lengths=[3, 5])
+    assert response_numbers(rows, 1.0)["response/entropy"] == pytest.approx(0.5)
+    assert response_numbers(rows, 0.7)["response/entropy"] is None
 
 
 def test_at_another_temperature_there_is_no_kl() -> None:

@@ -99,6 +99,7 @@ def _pair_line(example: Any, row: OnPolicyRow) -> dict[str, Any]:
         "route": example.share.route.name,
         "label": row.label if example.active else None,
         "probability": own if example.self_labelled else told.first_wins,
+        "policy_probability": own,
         "source": example.source,
         "first_length": len(first.ids),
         "second_length": len(second.ids),

@@ -55,6 +55,7 @@ class Window:
     online: list[int] = field(default_factory=list)
     ratios: list[tuple[float, float]] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
     empty: list[bool] = field(default_factory=list)
 
@@ -86,6 +87,7 @@ class Tracker:
             window.ratios.append(row.log_ratios)
             for response in example.responses:
                 window.lengths.append(len(response.ids))
+                window.log_probs.append(response.log_prob or 0.0)
                 window.cut.append(response.cut)
                 window.empty.append(not response.text.strip())
         for example in step.examples:
@@ -246,9 +248,15 @@ def response_numbers(rows: dict[str, list[Any]], temperature: float) -> dict[str
         "kl/policy_ref": None if estimate is None else estimate[0],
         "kl/policy_ref_se": error,
         "response/length": _mean(rows["lengths"]),
+        "response/entropy": _per_token(rows["log_probs"], rows["lengths"]) if temperature == 1.0 else None,
         "response/cut": _mean(rows["cut"]),
         "response/empty": _mean(rows["empty"]),
     }
+
+
+def _per_token(log_probs: list[float], lengths: list[int]) -> float | None:
+    """-sum of log-probs / sum of tokens: the entropy of the next token where the policy goes, estimated from samples; nats."""
+    return -_sum(log_probs) / sum(lengths) if sum(lengths) else None
 
 
 def _entropy(probability: float) -> float:
