@@ -85,12 +85,7 @@ def play(out: Path, *, quick: bool, seed: int) -> Path:
     size = QUICK if quick else FULL
     out.mkdir(parents=True, exist_ok=True)
     began = time.time()
-    sft = _fine_tuned(out, size, seed)
-    _say(
-        "preference pairs",
-        "the assistant answers every prompt twice; Bradley-Terry on the gold reward picks the better",
-    )
-    _make_pairs(out, sft, size, seed)
+    prepare(out, size, seed)
     for method in METHODS:
         _say(method, "")
         _align(out, method, size, seed)
@@ -106,6 +101,18 @@ def play(out: Path, *, quick: bool, seed: int) -> Path:
     _print_table(table)
     print(f"\n{(time.time() - began) / 60:.1f} minutes. Read the answers getting better: {report}")
     return report
+
+
+def prepare(out: Path, size: Size, seed: int) -> Path:
+    """The fine-tuned assistant (its folder is returned) and its preference pairs; what is there already is kept."""
+    out.mkdir(parents=True, exist_ok=True)
+    sft = _fine_tuned(out, size, seed)
+    _say(
+        "preference pairs",
+        "the assistant answers every prompt twice; Bradley-Terry on the gold reward picks the better",
+    )
+    _make_pairs(out, sft, size, seed)
+    return sft
 
 
 def _say(what: str, why: str) -> None:
