@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from plan import EVALUATE_AT, PROMPTS, ROWS, Run
+from plan import PROMPTS, ROWS, Run
 from start import Start
 from transformers import TrainerCallback
 
@@ -114,7 +114,7 @@ def run(spec: Run, start: Start) -> Row:
         watch = Watch(
             trainer,
             start.model().eval(),
-            tuple(step for step in EVALUATE_AT if step < spec.steps) + (spec.steps,),
+            (*(step for step in spec.evaluate_at if step < spec.steps), spec.steps),
             spec.seed,
         )
         trainer.add_callback(watch)

@@ -1,4 +1,4 @@
-"""What is run, in the order in which it is run: the first parts matter most. A run is named by its method and learning rate."""
+"""What is run, in the order in which it is run: the first parts matter most. A run is named by what it varies."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-STEPS, ROWS = 150, 32
-EVALUATE_AT = (10, 20, 35, 50, 75, 100, 125, 150)
-PROMPTS = 256
+STEPS, ROWS, PROMPTS = 150, 32, 256
+MANY, FEW = (10, 20, 35, 50, 75, 100, 125, 150), (25, 50, 100, 150)
 METHODS = ("dpo", "online-dpo", "sail-ddp", "sail-dpp", "sail-dpr", "sail-mix")
-FIVE, THREE = (0, 1, 2, 3, 4), (0, 1, 2)
+
+Options = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Run:
     part: str
     name: str
     seed: int
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Options = field(default_factory=dict)
     steps: int = STEPS
     noise: float = 0.0
+    evaluate_at: tuple[int, ...] = MANY
 
     @property
     def key(self) -> tuple[str, str, int]:
@@ -30,8 +31,94 @@ class Run:
         return self.part, self.name, self.seed
 
 
+def routes(**weights: Any) -> Options:
+    """`routes(data=.7, dpr=(.3, .3))`: a weight, or (weight, coefficient), or (weight, coefficient, final weight)."""
+    table = {}
+    for name, entry in weights.items():
+        entry = entry if isinstance(entry, tuple) else (entry,)
+        table[name] = dict(zip(("weight", "coefficient", "final_weight"), entry, strict=False))
+    return {"routes": table}
+
+
+ARGMAX = {"oracle_label": "argmax"}
+LABELS: dict[str, Options] = {
+    # 40% of online DPO's oracle calls in each.
+    "13 fresh rows a step": {"preset": "online-dpo", "per_device_train_batch_size": 13},
+    "dpr .4, data .6": routes(data=0.6, dpr=0.4),
+    "dpr .4, replay .6": routes(dpr=0.4, replay=0.6),
+    "dpr .4, replay .6, argmax": {**routes(dpr=0.4, replay=0.6), **ARGMAX},
+    "dpr .4, replay .4, data .2": routes(data=0.2, dpr=0.4, replay=0.4),
+    "ask the least sure .4": {"preset": "online-dpo", "ask_share": 0.4},
+    "dpr 0 to .8, data 1 to .2": routes(data=(1.0, 0.0, 0.2), dpr=(0.0, 0.0, 0.8)),
+    "dpr .8 to 0, replay .2 to 1": routes(dpr=(0.8, 0.0, 0.0), replay=(0.2, 0.0, 1.0)),
+    "dpr .25, replay .75": routes(dpr=0.25, replay=0.75),
+}
+"""Label efficiency: how few oracle calls reach online DPO's reward at no more KL."""
+
+CURES: dict[str, Options] = {
+    "dpp weight .1": routes(data=0.9, dpp=(0.1, 0.2)),
+    "dpp c .05": routes(data=0.7, dpp=(0.3, 0.05)),
+    "dpp c 1": routes(data=0.7, dpp=(0.3, 1.0)),
+    "dpp .3 to 0": routes(data=(0.7, 0.0, 1.0), dpp=(0.3, 0.2, 0.0)),
+    "dpp kl .02": {"preset": "sail-dpp", "kl_policy_ref": 0.02},
+    "dpp kl .05": {"preset": "sail-dpp", "kl_policy_ref": 0.05},
+    "dpp confidence .6": {"preset": "sail-dpp", "min_confidence": 0.6},
+    "dpp confidence .75": {"preset": "sail-dpp", "min_confidence": 0.75},
+    "dpp nll .01": {"preset": "sail-dpp", "nll": 0.01},
+    "ddp c 1": routes(data=0.6, ddp=(0.4, 1.0)),
+    "ddp weight .15": routes(data=0.85, ddp=(0.15, 0.2)),
+    "ddp weight .7": routes(data=0.3, ddp=(0.7, 0.2)),
+    "ddp confidence .6": {"preset": "sail-ddp", "min_confidence": 0.6},
+    "ddp kl_ref .01": {"preset": "sail-ddp", "kl_ref_policy": 0.01, "data_from_reference": True},
+    "dpo nll .01": {"preset": "dpo", "nll": 0.01},
+    "dpo kl_ref .01": {"preset": "dpo", "kl_ref_policy": 0.01, "data_from_reference": True},
+}
+"""What might make the routes without an oracle better than DPO; with DPO under the same penalties."""
+
+TERMS: dict[str, Options] = {
+    "dpr c 0": routes(data=0.7, dpr=(0.3, 0.0)),
+    "dpr c 1": routes(data=0.7, dpr=(0.3, 1.0)),
+    "dpr c .3, no baseline": {"preset": "sail-dpr", "baseline": "none"},
+    "dpr sampled label": {"preset": "sail-dpr", "oracle_label": "sampled"},
+    "dpr argmax label": {"preset": "sail-dpr", "oracle_label": "argmax"},
+    "dpr alone c 0": routes(dpr=(1.0, 0.0)),
+    "dpr alone c .3": routes(dpr=(1.0, 0.3)),
+    "dpr alone c 1": routes(dpr=(1.0, 1.0)),
+    "dpr alone c 1, no baseline": {**routes(dpr=(1.0, 1.0)), "baseline": "none"},
+    "dpp sampled label": {"preset": "sail-dpp", "policy_label": "sampled"},
+    "dpr weight .1": routes(data=0.9, dpr=(0.1, 0.3)),
+    "dpr weight .6": routes(data=0.4, dpr=(0.6, 0.3)),
+}
+"""Corrections, baselines and labels; weights of dpr."""
+
+OTHERS: dict[str, Options] = {
+    "ipo": {"preset": "ipo"},
+    "slic": {"preset": "slic"},
+    "self-dpo": {"preset": "self-dpo"},
+}
+
+
+def _runs(
+    part: str, table: dict[str, Options], seeds: tuple[int, ...], at: tuple[int, ...] = FEW
+) -> Iterator[Run]:
+    for seed in seeds:
+        for name, options in table.items():
+            yield Run(part, name, seed, options, evaluate_at=at)
+
+
 def plan() -> Iterator[Run]:
     """All runs, the most important first."""
-    for seed in FIVE:
-        for method in METHODS:
-            yield Run("methods", method, seed, {"preset": method})
+    presets = {name: {"preset": name} for name in METHODS}
+    yield from _runs("methods", presets, (0, 1, 2), MANY)
+    yield from _runs("labels", LABELS, (0, 1, 2), MANY)
+    yield from _runs("cures", CURES, (0, 1, 2))
+    yield from _runs("methods", presets, (3, 4), MANY)
+    for rate in (1e-4, 4e-4):
+        five = {f"{name} {rate:g}": {"preset": name, "learning_rate": rate} for name in METHODS[:5]}
+        yield from _runs("rates", five, (0, 1, 2))
+    yield from _runs("terms", TERMS, (0, 1))
+    yield from _runs("others", OTHERS, (0, 1))
+    for seed in (0, 1):
+        for share in (0.1, 0.2, 0.4):
+            for name in ("online-dpo", "sail-dpr"):
+                yield Run("noise", f"{name} {share:g}", seed, {"preset": name}, noise=share, evaluate_at=FEW)

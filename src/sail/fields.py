@@ -28,8 +28,9 @@ class AlignmentFields:
     )
     routes: dict[str, Any] | None = _option(
         None,
-        "The mixture: for each route (data, ddp, dpp, dpr) its weight and, beside data, the coefficient c of its "
-        "corrections (T1, T3). Weights sum to 1; c = 1 is the exact gradient, c < 1 a heuristic scaling.",
+        "The mixture: for each route (data, ddp, dpp, dpr, replay) its weight and, where the policy takes part, the "
+        "coefficient c of its corrections (T1, T3). Weights sum to 1; c = 1 is the exact gradient, c < 1 a heuristic scaling. "
+        "final_weight lets a weight go linearly to another value by the last step.",
     )
     beta: float = _option(
         0.1, "Inverse strength of the KL tie to the reference, in 1/nats; larger stays closer."
@@ -46,6 +47,16 @@ class AlignmentFields:
         "soft",
         "How the oracle's probability becomes a label: soft keeps it, sampled draws, argmax takes the likelier.",
         ("soft", "sampled", "argmax"),
+    )
+    ask_share: float = _option(
+        1.0,
+        "Share of the fresh pairs of route dpr that the oracle is asked about: those whose winner the policy is least sure "
+        "of. The rest is left out of the step. Below 1 the coefficient of dpr must be 0.",
+    )
+    min_confidence: float = _option(
+        0.5,
+        "Self-labelled rows whose likelier verdict is less probable than this, by the policy's own implicit reward, are "
+        "left out; 0.5 keeps all.",
     )
     baseline: str = _option(
         "leave_one_out",

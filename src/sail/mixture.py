@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from sail.errors import ConfigError
 
-Source = Literal["dataset", "policy"]
-Labeller = Literal["dataset", "policy", "oracle"]
+Source = Literal["dataset", "policy", "memory"]
+Labeller = Literal["dataset", "policy", "oracle", "memory"]
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,36 @@ ROUTES = {
             "dpp", "policy", "policy", "policy", "fresh pairs, labelled by the policy's own implicit reward"
         ),
         Route("dpr", "policy", "policy", "oracle", "fresh pairs, labelled by an oracle"),
+        Route(
+            "replay",
+            "memory",
+            "memory",
+            "memory",
+            "pairs that dpr had labelled earlier in the run, with that label, as offline pairs",
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class Share:
-    """A route with its weight in the mixture and the coefficient c of its corrections."""
+    """A route with its weight in the mixture and the coefficient c of its corrections.
+
+    With `final_weight` the weight goes linearly from `weight` at the first step to it at the last one.
+    """
 
     route: Route
     weight: float
     coefficient: float = 0.0
+    final_weight: float | None = None
+
+    def weight_at(self, progress: float) -> float:
+        """The weight when the share `progress` (0 to 1) of the steps is done."""
+        return (
+            self.weight
+            if self.final_weight is None
+            else self.weight + progress * (self.final_weight - self.weight)
+        )
 
 
 @dataclass(frozen=True)
@@ -155,6 +174,30 @@ class Mixture:
         return tuple(share for share in self.shares if share.route.needs_pairs)
 
     @property
+    def without_pairs(self) -> tuple[Share, ...]:
+        """The shares that a row with a prompt only can take."""
+        return tuple(share for share in self.shares if not share.route.needs_pairs)
+
+    @property
+    def replays(self) -> bool:
+        """Whether labelled pairs are remembered and trained on again."""
+        return any(share.route.label == "memory" for share in self.shares)
+
+    def at(self, progress: float) -> Mixture:
+        """The mixture when the share `progress` (0 to 1) of the steps is done; weights sum to 1 at any time."""
+        if all(share.final_weight is None for share in self.shares):
+            return self
+        return Mixture(
+            tuple(
+                replace(share, weight=share.weight_at(progress), final_weight=None) for share in self.shares
+            )
+        )
+
+    def mean_weight(self, share: Share) -> float:
+        """The weight of a share, averaged over the run."""
+        return share.weight_at(0.5)
+
+    @property
     def needs_oracle(self) -> bool:
         """Whether some route is labelled by an oracle."""
         return any(share.route.label == "oracle" for share in self.shares)
@@ -169,34 +212,37 @@ class Mixture:
         """Whether no label comes from outside the policy."""
         return all(share.route.label == "policy" for share in self.shares)
 
+    def _bare_weight(self) -> float:
+        return sum(share.weight for share in self.without_pairs)
+
     def draw(self, uniform: float, *, has_pair: bool, prompt_only_share: float = 0.0) -> Share:
         """The share of one row, from its own uniform number in [0, 1).
 
-        A prompt-only row can only take an on-policy route; a row with a pair takes correspondingly fewer of them, so that
-        the realised mixture keeps its weights:  P(on-policy | pair) = (W - s) / (1 - s), W the on-policy weight, s the
-        share of prompt-only rows in the dataset (`check_prompt_share` refuses s > W).
+        A prompt-only row can only take a route that needs no dataset pair; a row with a pair takes correspondingly fewer
+        of them, so that the realised mixture keeps its weights:  P(no pair needed | pair) = (W - s) / (1 - s), W the weight
+        of these routes, s the share of prompt-only rows in the dataset (`check_prompt_share` refuses s > W).
         """
-        online = sum(share.weight for share in self.on_policy)
+        bare = self._bare_weight()
         if not has_pair or not self.offline:
-            return _pick(self.on_policy, uniform * online)
+            return _pick(self.without_pairs, uniform * bare)
         if prompt_only_share == 0.0:
             return _pick(self.shares, uniform * sum(share.weight for share in self.shares))
-        chance = (online - prompt_only_share) / (1.0 - prompt_only_share)
+        chance = (bare - prompt_only_share) / (1.0 - prompt_only_share)
         if uniform < chance:
-            return _pick(self.on_policy, uniform / chance * online)
-        return _pick(self.offline, (uniform - chance) / (1.0 - chance) * (1.0 - online))
+            return _pick(self.without_pairs, uniform / chance * bare)
+        return _pick(self.offline, (uniform - chance) / (1.0 - chance) * (1.0 - bare))
 
     def check_prompt_share(self, prompt_only: int, total: int) -> float:
         """The share of prompt-only rows; refuses one that the weights cannot realise."""
         share = prompt_only / total if total else 0.0
-        online = sum(share_.weight for share_ in self.on_policy)
-        if share > online + 1e-9:
+        bare = min(self.at(progress)._bare_weight() for progress in (0.0, 1.0))
+        if share > bare + 1e-9:
             raise ConfigError(
                 f"{prompt_only} of {total} training rows have a prompt only ({share:.0%}), but the on-policy routes weigh "
-                f"{online:.2f} together, so those weights cannot be realised. Raise the weight of dpp or dpr to at least "
+                f"{bare:.2f} together, so those weights cannot be realised. Raise the weight of dpp or dpr to at least "
                 f"{math.ceil(share * 100) / 100:.2f}, or give fewer prompt-only rows."
             )
-        return min(share, online)
+        return min(share, bare)
 
 
 def _pick(shares: Sequence[Share], point: float) -> Share:
@@ -256,31 +302,50 @@ def _parse_routes(routes: Mapping[str, Any]) -> Mixture:
         share = _parse_share(route, routes[name])
         if share is not None:
             shares.append(share)
-    total = sum(share.weight for share in shares)
-    if not math.isclose(total, 1.0, abs_tol=1e-6):
-        given = ", ".join(f"{share.route.name} {share.weight:g}" for share in shares) or "none"
-        hint = ""
-        if total < 1 and "data" not in routes:
-            hint = f" For the rest from the dataset, add data: {{weight: {1 - total:g}}}."
-        raise ConfigError(f"The weights of the routes sum to {total:g}, not to 1 (given: {given}).{hint}")
+    first = _summed_to_one(shares, 0.0, "weights", "data" not in routes)
+    last = _summed_to_one(shares, 1.0, "final weights", False)
     # Weights written with few digits (1/3) miss 1 by a little: what is drawn from sums to 1 exactly.
-    return Mixture(tuple(replace(share, weight=share.weight / total) for share in shares))
+    return Mixture(
+        tuple(
+            replace(
+                share,
+                weight=share.weight / first,
+                final_weight=None if share.final_weight is None else share.final_weight / last,
+            )
+            for share in shares
+        )
+    )
+
+
+def _summed_to_one(shares: Sequence[Share], progress: float, what: str, hint_at_data: bool) -> float:
+    """The sum of the weights at the beginning or the end of the run, if it is 1 up to rounding."""
+    total = sum(share.weight_at(progress) for share in shares)
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        given = ", ".join(f"{share.route.name} {share.weight_at(progress):g}" for share in shares) or "none"
+        hint = ""
+        if total < 1 and hint_at_data:
+            hint = f" For the rest from the dataset, add data: {{weight: {1 - total:g}}}."
+        raise ConfigError(f"The {what} of the routes sum to {total:g}, not to 1 (given: {given}).{hint}")
+    return total
 
 
 def _parse_share(route: Route, entry: Any) -> Share | None:
     if isinstance(entry, int | float) and not isinstance(entry, bool):
         entry = {"weight": entry}
-    if not isinstance(entry, Mapping) or "weight" not in entry or set(entry) - {"weight", "coefficient"}:
+    keys = {"weight", "coefficient", "final_weight"}
+    if not isinstance(entry, Mapping) or "weight" not in entry or set(entry) - keys:
         raise ConfigError(
-            f"Route {route.name} is described by weight and coefficient, for example {{weight: 0.3, coefficient: 0.3}}; "
-            f"it was given {entry!r}."
+            f"Route {route.name} is described by weight and coefficient, for example {{weight: 0.3, coefficient: 0.3}}, and, "
+            f"if its weight is to change during the run, final_weight; it was given {entry!r}."
         )
     weight, coefficient = (
         _number(route, entry, "weight"),
         _number(route, {"coefficient": 0.0, **entry}, "coefficient"),
     )
-    if not 0.0 <= weight <= 1.0:
-        raise ConfigError(f"The weight of route {route.name} must lie in [0, 1]; it is {weight:g}.")
+    final = _number(route, entry, "final_weight") if entry.get("final_weight") is not None else None
+    for value, what in ((weight, "weight"), (final, "final_weight")):
+        if value is not None and not 0.0 <= value <= 1.0:
+            raise ConfigError(f"The {what} of route {route.name} must lie in [0, 1]; it is {value:g}.")
     if coefficient < 0.0:
         raise ConfigError(
             f"The coefficient of route {route.name} is {coefficient:g}; a negative one would descend what it should climb. "
@@ -291,14 +356,14 @@ def _parse_share(route: Route, entry: Any) -> Share | None:
             f"Route {route.name} has no correction: neither its responses nor its labels come from the policy. "
             f"Remove its coefficient ({coefficient:g})."
         )
-    if weight == 0.0:
+    if weight == 0.0 and not final:
         if coefficient > 0.0:
             raise ConfigError(
                 f"Route {route.name} has a coefficient ({coefficient:g}) but weight 0, so it is absent. "
                 "Give it a weight or remove it."
             )
         return None
-    return Share(route, weight, coefficient)
+    return Share(route, weight, coefficient, final)
 
 
 def _number(route: Route, entry: Mapping[str, Any], key: str) -> float:

@@ -18,6 +18,7 @@ from sail.oracles.policy import SELF
 from sail.types import Pair, Preference
 
 DATASET = "dataset"
+NOT_ASKED = "not asked: the policy was surer about it than about others"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Example:
     source: str = DATASET
     label: float = 0.5
     active: bool = True
+    asked: bool = True
 
     @property
     def index(self) -> int:
@@ -63,10 +65,19 @@ class Example:
 
 
 def route(
-    rows: Sequence[dict[str, Any]], mixture: Mixture, seed: int, step: int, prompt_only_share: float
+    rows: Sequence[dict[str, Any]],
+    mixture: Mixture,
+    seed: int,
+    step: int,
+    prompt_only_share: float,
+    progress: float = 0.0,
 ) -> list[Example]:
-    """Each row draws its route from its own stateless number, so that the draw survives any other schedule or a resume."""
+    """Each row draws its route from its own stateless number, so that the draw survives any other schedule or a resume.
+
+    `progress` is the share of the run's steps that is done, for weights that change.
+    """
     examples = []
+    mixture = mixture.at(progress)
     for row in rows:
         index = int(row["index"])
         has_pair = row["chosen_ids"] is not None
@@ -87,7 +98,7 @@ def respond(examples: Sequence[Example], generator: Generator | None, seed: int,
     for position, example in enumerate(online):
         example.first, example.second = responses[2 * position], responses[2 * position + 1]
     for example in examples:
-        if not example.share.route.on_policy:
+        if example.share.route.needs_pairs:
             example.first, example.second = dataset_responses(example.row)
 
 
@@ -103,7 +114,8 @@ def compare(examples: Sequence[Example], oracle: Oracle | None) -> int:
 
     Returns how many pairs the oracle was asked about. The dataset's verdict on identical responses is a tie.
     """
-    asked = [example for example in examples if example.share.route.label == "oracle"]
+    of_oracle = [example for example in examples if example.share.route.label == "oracle"]
+    asked = [example for example in of_oracle if example.asked]
     calls = 0
     if asked and oracle is not None:
         pairs = [
@@ -113,6 +125,9 @@ def compare(examples: Sequence[Example], oracle: Oracle | None) -> int:
         preferences, calls = ask(oracle, pairs)
         for example, preference in zip(asked, preferences, strict=True):
             example.preference, example.source = preference, f"oracle:{oracle.name}"
+        for example in of_oracle:
+            if not example.asked:
+                example.preference, example.source = Preference(None, NOT_ASKED), f"oracle:{oracle.name}"
     for example in examples:
         if example.share.route.label == "policy":
             example.source = SELF
@@ -131,7 +146,7 @@ def orient(examples: Sequence[Example], oracle_label: str, policy_label: str) ->
             example.active = not (policy_label == "argmax" and first.ids == second.ids)
             continue
         assert example.preference is not None
-        mode = oracle_label if example.share.route.label == "oracle" else "soft"
+        mode = oracle_label if example.share.route.label in ("oracle", "memory") else "soft"
         label = orient_label(example.preference.first_wins, mode, example.uniform)
         example.active = label is not None
         example.label = 0.5 if label is None else label
@@ -154,8 +169,8 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Any]:
     batch: dict[str, Any] = dict(pad_pairs(sequences, pad_id))
     batch["start"] = min(len(prompt) for prompt, _ in sequences)
     batch["lengths"] = torch.tensor([len(response) for _, response in sequences])
-    batch["label"] = torch.tensor([example.label for example in examples], dtype=torch.float64)
-    batch["self_label"] = torch.tensor([example.self_labelled for example in examples])
+    batch["label"] = label_column(examples)
+    batch["self_label"] = torch.tensor([example.share.route.label == "policy" for example in examples])
     batch["uniform"] = torch.tensor([example.uniform for example in examples], dtype=torch.float64)
     batch["score_coefficient"] = _column(
         examples, lambda share: share.coefficient * share.route.has_score_term
@@ -164,6 +179,11 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Any]:
         examples, lambda share: share.coefficient * share.route.has_label_term
     )
     return batch
+
+
+def label_column(examples: Sequence[Example]) -> torch.Tensor:
+    """The labels t, (B,)."""
+    return torch.tensor([example.label for example in examples], dtype=torch.float64)
 
 
 def _column(examples: Sequence[Example], value: Any) -> torch.Tensor:

@@ -85,6 +85,10 @@ def _range_errors(options: AlignmentFields) -> Iterator[str]:
         value = getattr(options, name)
         if not (_is_count(value) and value >= 1) and not (value is None and name == "generation_batch_size"):
             yield f"{name} must be a whole number of at least 1; it is {value!r}."
+    if not (_is_number(options.ask_share) and 0 < options.ask_share <= 1):
+        yield f"ask_share is a share of pairs above 0 and at most 1; it is {options.ask_share!r}."
+    if not (_is_number(options.min_confidence) and 0.5 <= options.min_confidence < 1):
+        yield f"min_confidence is a probability of at least 0.5 and below 1; it is {options.min_confidence!r}."
     if not _is_count(options.samples_per_prompt) or options.samples_per_prompt != 2:
         yield f"pairing: two makes a pair of two samples, so samples_per_prompt must be 2; it is {options.samples_per_prompt!r}."
     if options.round_steps is not None or options.ratio_clip is not None:
@@ -231,6 +235,30 @@ def _kl_limit_has_estimate(options: AlignmentFields, mixture: Mixture, have: Res
     return None
 
 
+def _replay_has_pairs(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if mixture.replays and not mixture.needs_oracle:
+        return (
+            "Route replay trains on pairs that dpr had labelled earlier in the run, and there is no dpr. Add a dpr route, or use "
+            "data for the pairs of the dataset."
+        )
+    return None
+
+
+def _selection_fits(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.ask_share < 1:
+        asked = [share for share in mixture.shares if share.route.label == "oracle"]
+        if not asked:
+            return "ask_share chooses pairs for the oracle, and no route asks one. Remove it, or add a dpr route."
+        if any(share.coefficient > 0 for share in asked):
+            return (
+                "ask_share below 1 cannot be used with a coefficient of dpr: chosen pairs are not simply drawn from the policy, "
+                "which its correction (T1) assumes. Set the coefficient of dpr to 0, or ask_share: 1."
+            )
+    if options.min_confidence > 0.5 and not any(share.route.label == "policy" for share in mixture.shares):
+        return "min_confidence concerns the policy's own labels, and no route has them. Remove it, or add ddp or dpp."
+    return None
+
+
 RULES: tuple[Rule, ...] = (
     _oracle_present,
     _self_labels_carry_signal,
@@ -242,4 +270,6 @@ RULES: tuple[Rule, ...] = (
     _lengths_fit,
     _data_present,
     _kl_limit_has_estimate,
+    _replay_has_pairs,
+    _selection_fits,
 )

@@ -35,11 +35,12 @@ from sail.rules import Resources, check
 from sail.training import checkpoints
 from sail.training.arguments import SAILConfig
 from sail.training.held_out import answer_metrics, pair_batch, pair_metrics
+from sail.training.memory import labelled_pairs
 from sail.training.models import load_policy, with_reference
 from sail.training.progress import ReadableProgress, SaveAfterEpochLines, StopAtKL
 from sail.training.recorder import RunRecorder, pair_lines
 from sail.training.reference import Reference
-from sail.training.step import PhaseTimer, StepMaker, gather
+from sail.training.step import PhaseTimer, StepMaker, gather, tensors_of
 from sail.training.tracking import Tracker
 
 __all__ = ["SAILConfig", "SAILTrainer"]
@@ -154,7 +155,7 @@ class SAILTrainer(Trainer):
             frozen = self.accelerator.prepare_model(frozen.to(args.device), evaluation_mode=True)
         pad_id = tokenizer.pad_token_id
         self.settings = ObjectiveSettings(
-            args.beta, args.loss_type, args.policy_label, args.kl_policy_ref, args.kl_ref_policy, args.nll
+            **{name: getattr(args, name) for name in ObjectiveSettings.__dataclass_fields__}
         )
         self.timer = PhaseTimer()
         self.tracker = Tracker(self.mixture)
@@ -183,7 +184,9 @@ class SAILTrainer(Trainer):
             pad_id=pad_id,
             timer=self.timer,
         )
-        self.recorder = RunRecorder(Path(args.output_dir), self.tracker, writes=self.is_world_process_zero())
+        self.recorder = RunRecorder(
+            Path(args.output_dir), self.tracker, self.maker.memory, writes=self.is_world_process_zero()
+        )
         self.add_callback(self.recorder)
         if args.kl_limit is not None:
             self.add_callback(StopAtKL(args.kl_limit))
@@ -262,24 +265,19 @@ class SAILTrainer(Trainer):
             # A finished run was resumed: Trainer would do one step too many.
             return [], 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        step = self.maker.make([batch["rows"] for batch in batches], self.state.global_step, self.args.device)
+        done = self.state.global_step / max(self.state.max_steps - 1, 1)
+        step = self.maker.make(
+            [batch["rows"] for batch in batches], self.state.global_step, self.args.device, min(done, 1.0)
+        )
         self.tracker.add_step(step)
         if step.active_rows == 0:
             self.warn(f"Step {self.state.global_step + 1}: every label abstained, so its pair loss is zero.")
         if self.args.record_pairs and self.mixture.on_policy:
             self.recorder.write_pairs(self.state.global_step, gather(pair_lines(step)))
-        return [self._ready(batch) for batch in step.batches], len(step.examples)
-
-    def _ready(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Without Python objects, and columns in float64 only where the model is: some devices have no float64."""
-        wide = next(self.model.parameters()).dtype == torch.float64
-        ready = {key: value for key, value in batch.items() if key != "examples"}
-        if wide:
-            return ready
-        return {
-            key: value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
-            for key, value in ready.items()
-        }
+        if self.mixture.replays:
+            self.recorder.remember(gather(labelled_pairs(step.examples)))
+        dtype = next(self.model.parameters()).dtype
+        return [tensors_of(batch, dtype) for batch in step.batches], len(step.examples)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Trainer's own, with its seconds counted under `policy` (forward and backward)."""
@@ -355,7 +353,8 @@ class SAILTrainer(Trainer):
         return mean, numbers, numbers[:, :1]
 
     def _score_pairs(self, model: nn.Module, rows: Sequence[dict[str, Any]]) -> RowLoss:
-        batch = self._ready(pair_batch(rows, self.reference, self.maker.pad_id, self.args.device))
+        batch = pair_batch(rows, self.reference, self.maker.pad_id, self.args.device)
+        batch = tensors_of(batch, next(self.model.parameters()).dtype)
         moved = {
             key: value.to(self.args.device) if isinstance(value, Tensor) else value
             for key, value in batch.items()

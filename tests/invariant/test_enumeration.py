@@ -42,7 +42,7 @@ PENALTIES = ("kl_policy_ref", "kl_ref_policy", "nll")
 
 TABLE = tuple(
     Combination(route, label, *rest)
-    for route in ROUTES
+    for route in LABELS
     for label in LABELS[route]
     for rest in itertools.product(LOSSES, COEFFICIENTS, BASELINES, TEMPERATURES)
 )
@@ -94,7 +94,7 @@ def test_allowed_combination_is_exact(combo: Combination) -> None:
 
 
 @pytest.mark.parametrize("world", [name for name in WORLDS if name != "K5"])
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", LABELS)
 def test_allowed_combinations_are_exact_in_other_worlds(world: str, route: str) -> None:
     """Four and six responses, and an autoregressive policy of one to three tokens; at temperature 0.7."""
     made = make_world(WORLDS[world], seed=7)
@@ -120,7 +120,7 @@ def test_refused_combination_is_refused_for_a_reason(combo: Combination) -> None
             prove(world, combo)
 
 
-@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("route", LABELS)
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_terms_add_up_to_the_gradient_of_the_objective(route: str, loss_type: str) -> None:
     """By hand: J differentiated in one piece is T2 + T1 + T3, and each exists where the route has it."""
@@ -199,7 +199,7 @@ def render() -> str:
         "| route | label | pair loss | c = 0 | c > 0, leave_one_out | c > 0, none |",
         "|---|---|---|---|---|---|",
     ]
-    for route in ROUTES:
+    for route in LABELS:
         for label, loss_type in itertools.product(LABELS[route], LOSSES):
             mine = [
                 combo
@@ -216,10 +216,10 @@ def render() -> str:
         "Penalties, each alone with one route (soft labels, c = 1 beside data; `data_from_reference: true`):",
         "",
     ]
-    lines += ["| penalty | temperature | " + " | ".join(ROUTES) + " |", "|---|---|---|---|---|---|"]
+    lines += ["| penalty | temperature | " + " | ".join(LABELS) + " |", "|---|---|---|---|---|---|"]
     for penalty, temperature in itertools.product(PENALTIES, TEMPERATURES):
         cells = []
-        for route in ROUTES:
+        for route in LABELS:
             message = penalty_refusal(penalty, route, temperature)
             if message and message not in notes:
                 notes.append(message)

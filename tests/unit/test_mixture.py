@@ -27,7 +27,8 @@ def frequencies(
         mixture.draw((i + 0.5) / points, has_pair=has_pair, prompt_only_share=share).route.name
         for i in range(points)
     )
-    return {name: counts[name] / points for name in ROUTES}
+    assert sum(counts.values()) == points
+    return {name: counts[name] / points for name in MIX}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,7 @@ def frequencies(
         ("ddp", False, True, False, True),
         ("dpp", True, False, True, True),
         ("dpr", True, False, True, False),
+        ("replay", False, False, False, False),
     ],
 )
 def test_routes_are_the_papers_table(
@@ -180,6 +182,46 @@ def test_weights_may_miss_one_by_rounding() -> None:
         mixture_of(None, {"data": 0.5, "dpr": 0.4999})
 
 
+# ----------------------------------------------------------------------------------------------------- schedules
+
+
+def test_weights_go_linearly_to_their_final_weights() -> None:
+    mixture = mixture_of(
+        None,
+        {
+            "data": {"weight": 0.9, "final_weight": 0.1},
+            "dpr": {"weight": 0, "final_weight": 0.8},
+            "replay": 0.1,
+        },
+    )
+    for progress, wanted in ((0.0, (0.9, 0.0, 0.1)), (0.25, (0.7, 0.2, 0.1)), (1.0, (0.1, 0.8, 0.1))):
+        assert [share.weight for share in mixture.at(progress).shares] == pytest.approx(wanted)
+    assert mixture.needs_oracle
+    assert mixture.replays
+
+
+def test_without_final_weights_nothing_changes() -> None:
+    mixture = mixture_of("sail-mix", None)
+    assert mixture.at(0.7) is mixture
+
+
+@pytest.mark.parametrize(
+    ("routes", "cause"),
+    [
+        ({"data": {"weight": 1, "final_weight": 0.5}, "dpr": 0.0}, "final weights of the routes sum to 0.5"),
+        (
+            {"data": {"weight": 1, "final_weight": 1.5}},
+            "final_weight of route data must lie in [0, 1]; it is 1.5",
+        ),
+        ({"data": {"weight": 1, "final_weight": "no"}}, "final_weight of route data must be a number"),
+    ],
+)
+def test_final_weights_are_checked(routes: dict[str, object], cause: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        mixture_of(None, routes)
+    assert cause in str(refused.value)
+
+
 # ----------------------------------------------------------------------------------------------------- drawing
 
 
@@ -201,7 +243,7 @@ def test_prompt_only_rows_leave_the_mixture_as_it_is(share: float) -> None:
     mixture = mixture_of(None, MIX)
     paired = frequencies(mixture, has_pair=True, share=share)
     alone = frequencies(mixture, has_pair=False, share=share)
-    realised = {name: share * alone[name] + (1 - share) * paired[name] for name in ROUTES}
+    realised = {name: share * alone[name] + (1 - share) * paired[name] for name in MIX}
     assert realised == pytest.approx({"data": 0.4, "ddp": 0.1, "dpp": 0.2, "dpr": 0.3}, abs=5e-4)
 
 

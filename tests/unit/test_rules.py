@@ -67,6 +67,8 @@ def without(**resources: Any) -> Resources:
         ({"kl_policy_ref": -0.1}, "kl_policy_ref is a coefficient of at least 0; it is -0.1."),
         ({"kl_ref_policy": None}, "kl_ref_policy is a coefficient of at least 0; it is None."),
         ({"nll": float("inf")}, "nll is a coefficient of at least 0; it is inf."),
+        ({"ask_share": 0}, "ask_share is a share of pairs above 0 and at most 1; it is 0."),
+        ({"min_confidence": 1.0}, "min_confidence is a probability of at least 0.5 and below 1; it is 1.0."),
         ({"max_length": 0}, "max_length must be a whole number of at least 1; it is 0."),
         ({"max_prompt_length": -1}, "max_prompt_length must be a whole number of at least 1; it is -1."),
         ({"max_new_tokens": 2.5}, "max_new_tokens must be a whole number of at least 1; it is 2.5."),
@@ -243,6 +245,34 @@ REFUSALS: list[tuple[str, dict[str, Any], Resources, str, str]] = [
         "kl_limit needs an estimate of the KL",
         "Set temperature: 1 or remove kl_limit.",
     ),
+    (
+        "_replay_has_pairs",
+        {"routes": {"data": 0.5, "replay": 0.5}},
+        HAVE,
+        "Route replay trains on pairs that dpr had labelled earlier in the run, and there is no dpr.",
+        "Add a dpr route",
+    ),
+    (
+        "_selection_fits",
+        {"routes": DATA, "ask_share": 0.5},
+        HAVE,
+        "ask_share chooses pairs for the oracle, and no route asks one.",
+        "Remove it, or add a dpr route.",
+    ),
+    (
+        "_selection_fits",
+        {"routes": DPR, "ask_share": 0.5},
+        HAVE,
+        "chosen pairs are not simply drawn from the policy, which its correction (T1) assumes.",
+        "Set the coefficient of dpr to 0, or ask_share: 1.",
+    ),
+    (
+        "_selection_fits",
+        {"routes": ONLINE_DPO, "min_confidence": 0.7},
+        HAVE,
+        "min_confidence concerns the policy's own labels, and no route has them.",
+        "Remove it, or add ddp or dpp.",
+    ),
 ]
 
 
@@ -279,6 +309,9 @@ def test_every_rule_is_tested() -> None:
             HAVE,
         ),
         ({"routes": DPR, "baseline": "none"}, HAVE),
+        ({"routes": ONLINE_DPO, "ask_share": 0.5}, HAVE),
+        ({"routes": {"dpr": 0.4, "replay": 0.6}}, HAVE),
+        ({"routes": DDP, "min_confidence": 0.7}, HAVE),
         ({"routes": DPR, "baseline": "none"}, without(oracle_may_abstain=None)),
         ({"routes": DPR}, without(oracle_may_abstain=True)),
         ({"routes": DPP, "baseline": "none"}, without(oracle=False, pairs=False, prompts=True)),

@@ -12,12 +12,13 @@ import pytest
 from tiny import make_pairs, make_trainer
 
 from sail.mixture import mixture_of
+from sail.training.memory import Memory
 from sail.training.recorder import METRICS, PAIRS, RunRecorder
 from sail.training.tracking import Tracker
 
 
 def recorder(folder: Path, *, writes: bool = True) -> RunRecorder:
-    return RunRecorder(folder, Tracker(mixture_of("sail-dpr", None)), writes=writes)
+    return RunRecorder(folder, Tracker(mixture_of("sail-dpr", None)), Memory(), writes=writes)
 
 
 def begin(one: RunRecorder) -> None:

@@ -23,6 +23,7 @@ class ObjectiveSettings:
     kl_policy_ref: float = 0.0
     kl_ref_policy: float = 0.0
     nll: float = 0.0
+    min_confidence: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,20 @@ def row_loss(logps: ResponseLogProbs, columns: RowColumns, settings: ObjectiveSe
     pair = -value
     pair = pair + columns.score_coefficient * score_surrogate(value, columns.baseline, score)
     pair = pair + columns.label_coefficient * label_surrogate(first_wins, second_wins, label, margin)
-    if settings.policy_label == "argmax":
-        # A tie is no verdict; for IPO, t = 1/2 would still have a gradient.
-        pair = torch.where(is_self & (label == 0.5), torch.zeros_like(pair), pair)
+    pair = torch.where(is_self & _unsure(margin, settings), torch.zeros_like(pair), pair)
     loss = columns.pair_weight * pair + penalties(logps, columns, settings)
     return RowLoss(loss, -value.detach(), value.detach(), margin.detach(), label.detach())
+
+
+def _unsure(margin: Tensor, settings: ObjectiveSettings) -> Tensor:
+    """Rows whose self-label says too little: the likelier verdict is less probable than `min_confidence`; (B,) bool.
+
+    Such a row's pair loss and corrections are left out, as if its F were the baseline; it stays in the denominator, because that
+    is fixed before this forward. Under argmax a tie (h = 0) is no verdict either; for IPO, t = 1/2 would still have a gradient.
+    """
+    distance = (torch.sigmoid(margin.detach()) - 0.5).abs()
+    unsure = distance < settings.min_confidence - 0.5
+    return unsure | (margin.detach() == 0.0) if settings.policy_label == "argmax" else unsure
 
 
 def penalties(logps: ResponseLogProbs, columns: RowColumns, settings: ObjectiveSettings) -> Tensor:

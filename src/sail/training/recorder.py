@@ -12,11 +12,13 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from sail.training.memory import MEMORY, Memory
 from sail.training.step import OnPolicyRow, Step
 from sail.training.tracking import Tracker
 
 METRICS = "metrics.jsonl"
 PAIRS = "pairs.jsonl.gz"
+FILES = (METRICS, PAIRS, MEMORY)
 
 
 class RunRecorder(TrainerCallback):
@@ -27,9 +29,10 @@ class RunRecorder(TrainerCallback):
     gathered by the caller.
     """
 
-    def __init__(self, folder: Path, tracker: Tracker, *, writes: bool) -> None:
+    def __init__(self, folder: Path, tracker: Tracker, memory: Memory, *, writes: bool) -> None:
         self.folder = folder
         self.tracker = tracker
+        self.memory = memory
         self.writes = writes
         self.started = time.time()
         self.elapsed_before = 0.0
@@ -37,7 +40,7 @@ class RunRecorder(TrainerCallback):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; every process must call it."""
-        sizes = {name: _size(self.folder / name) for name in (METRICS, PAIRS)}
+        sizes = {name: _size(self.folder / name) for name in FILES}
         elapsed = self.elapsed_before + time.time() - self.started
         return {"sizes": sizes, "seconds": elapsed, "tracked": self.tracker.state()}
 
@@ -54,11 +57,12 @@ class RunRecorder(TrainerCallback):
             self.tracker.restore(kept["tracked"])
         else:
             self.tracker.reset()
+        self.memory.restore(self.folder / MEMORY, kept["sizes"].get(MEMORY, 0) if kept else 0)
         if not self.writes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, PAIRS):
-            _truncate(self.folder / name, kept["sizes"][name] if kept else 0)
+        for name in FILES:
+            _truncate(self.folder / name, kept["sizes"].get(name, 0) if kept else 0)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -74,11 +78,19 @@ class RunRecorder(TrainerCallback):
 
     def write_pairs(self, step: int, lines: list[dict[str, Any]]) -> None:
         """Append a step's on-policy pairs."""
+        self._append(PAIRS, [{"step": step, **line} for line in lines])
+
+    def remember(self, pairs: list[dict[str, Any]]) -> None:
+        """Append a step's labelled pairs, of all processes, to the memory and its file."""
+        self.memory.add(pairs)
+        self._append(MEMORY, pairs)
+
+    def _append(self, name: str, lines: list[dict[str, Any]]) -> None:
         if not self.writes or not lines:
             return
-        text = "".join(json.dumps({"step": step, **line}, ensure_ascii=False) + "\n" for line in lines)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         # mtime=0: the same pairs give the same bytes.
-        with (self.folder / PAIRS).open("ab") as file:
+        with (self.folder / name).open("ab") as file:
             file.write(gzip.compress(text.encode(), compresslevel=5, mtime=0))
 
 

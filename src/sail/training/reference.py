@@ -56,7 +56,8 @@ class Reference:
         return result
 
     def _known(self, example: Example) -> bool:
-        return not example.share.route.on_policy and example.index in self.remember
+        route = example.share.route
+        return route.needs_pairs and not route.on_policy and example.index in self.remember
 
     def _forward(self, batch: dict[str, Any], device: torch.device) -> Tensor:
         moved = {

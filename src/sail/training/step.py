@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,9 @@ from sail.generation import Generator
 from sail.mixture import Mixture
 from sail.objective import ObjectiveSettings, ResponseLogProbs, leave_one_out
 from sail.objective.objective import labelled_value
-from sail.online import Example, collate, compare, orient, respond, route
+from sail.online import Example, collate, compare, label_column, orient, respond, route
 from sail.oracles import Oracle
+from sail.training.memory import Memory
 from sail.training.reference import Reference
 
 PHASES = ("generate", "oracle", "policy", "reference")
@@ -98,30 +100,46 @@ class StepMaker:
         self.prompt_only_share = prompt_only_share
         self.pad_id = pad_id
         self.timer = timer
+        self.memory = Memory()
 
     def make(
-        self, micro_batches: Sequence[Sequence[dict[str, Any]]], step: int, device: torch.device
+        self,
+        micro_batches: Sequence[Sequence[dict[str, Any]]],
+        step: int,
+        device: torch.device,
+        progress: float = 0.0,
     ) -> Step:
-        """Route, respond, compare, orient and collate all rows; fill in reference log-probs, weights and baselines."""
+        """Route, respond, collate, compare and orient all rows; fill in reference log-probs, weights and baselines."""
         every_row = [row for rows in micro_batches for row in rows]
-        examples = route(every_row, self.mixture, self.seed, step, self.prompt_only_share)
+        examples = route(every_row, self.mixture, self.seed, step, self.prompt_only_share, progress)
         with self.timer.phase("generate"):
             respond(examples, self.generator, self.seed, step)
+            self.memory.recall(examples, self.seed, step)
+        made = Step(self._collated(examples, [len(rows) for rows in micro_batches], device), examples)
+        if self.options.ask_share < 1.0:
+            leave_the_surest_unasked(made.batches, self.options.ask_share)
         with self.timer.phase("oracle"):
-            calls = compare(examples, self.oracle)
+            made.oracle_calls = compare(examples, self.oracle)
         orient(examples, self.options.oracle_label, self.options.policy_label)
+        for batch in made.batches:
+            batch["label"] = label_column(batch["examples"])
+        self._weigh(made)
+        return made
+
+    def _collated(
+        self, examples: list[Example], sizes: list[int], device: torch.device
+    ) -> list[dict[str, Any]]:
+        """Micro-batches of tensors with their reference log-probs; labels are not known yet."""
         batches, start = [], 0
-        for rows in micro_batches:
-            part = examples[start : start + len(rows)]
-            start += len(rows)
+        for size in sizes:
+            part = examples[start : start + size]
+            start += size
             batch = collate(part, self.pad_id)
             with self.timer.phase("reference"):
                 batch["ref_logps"] = self.reference.log_probs(batch, part, device)
             batch["examples"] = part
             batches.append(batch)
-        made = Step(batches, examples, oracle_calls=calls)
-        self._weigh(made)
-        return made
+        return batches
 
     def _weigh(self, step: Step) -> None:
         """Weights and baselines, from all processes' rows: one gather of small Python objects."""
@@ -175,6 +193,25 @@ class StepMaker:
         ]
 
 
+def leave_the_surest_unasked(batches: Sequence[dict[str, Any]], share: float) -> None:
+    """Of the global batch's pairs for the oracle, only the `share` with the smallest |h| will be asked: those whose winner
+    the policy is least sure of (h up to the factor beta, from the log-probs recorded while sampling)."""
+    margins: list[tuple[tuple[float, int, int], Example]] = []
+    rank = place_among_processes()[0]
+    for batch in batches:
+        reference = batch["ref_logps"].double().tolist()
+        examples = batch["examples"]
+        for place, example in enumerate(examples):
+            if example.share.route.label == "oracle":
+                first, second = example.responses
+                ratios = first.log_prob - reference[place], second.log_prob - reference[len(examples) + place]
+                margins.append(((abs(ratios[0] - ratios[1]), rank, len(margins)), example))
+    everyone = sorted(gather([key for key, _ in margins]))
+    kept = set(everyone[: math.ceil(share * len(everyone))])
+    for key, example in margins:
+        example.asked = key in kept
+
+
 class Baselines:
     """Leave-one-out baselines over the on-policy rows of the global batch, of F for T1 and of log pi/pi_ref for the KL penalty.
 
@@ -219,6 +256,17 @@ def fill_weights(
     batch["kl_weight"] = weights(online, total["online"])
     batch["nll_weight"] = weights(paired, total["paired"])
     batch["ref_sample_weight"] = weights([flag and data_from_reference for flag in paired], total["paired"])
+
+
+def tensors_of(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """The batch without Python objects, and with columns in float64 only where the model is: some devices have none."""
+    ready = {key: value for key, value in batch.items() if key != "examples"}
+    if dtype == torch.float64:
+        return ready
+    return {
+        key: value.float() if isinstance(value, Tensor) and value.dtype == torch.float64 else value
+        for key, value in ready.items()
+    }
 
 
 def column(values: Sequence[float]) -> Tensor:

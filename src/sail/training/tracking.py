@@ -77,7 +77,7 @@ class Tracker:
         """Count a prepared step."""
         counters, window = self.counters, self.window
         counters.oracle_calls += step.oracle_calls
-        counters.abstained += sum(not example.active for example in step.examples)
+        counters.abstained += sum(example.asked and not example.active for example in step.examples)
         counters.empty_steps += step.active_rows == 0
         counters.prompts.update(example.index for example, _ in step.online)
         window.steps += 1
