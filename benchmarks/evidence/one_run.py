@@ -87,7 +87,7 @@ def run(spec: Run, start: Start) -> Row:
     folder = Path(tempfile.mkdtemp(prefix="sail-evidence-"))
     options = {
         **ALIGN,
-        "max_steps": spec.steps,
+        "max_steps": max(spec.steps, 1),
         "per_device_train_batch_size": ROWS,
         "seed": spec.seed,
         "eval_strategy": "no",
@@ -119,9 +119,12 @@ def run(spec: Run, start: Start) -> Row:
         )
         trainer.add_callback(watch)
         began = time.perf_counter()
-        trainer.train()
+        if spec.steps:
+            trainer.train()
+        else:
+            watch.checkpoints.append({"step": 0, "calls": 0, **watch.measure()})
         seconds = time.perf_counter() - began - watch.seconds
-        last = [line for line in trainer.state.log_history if "loss" in line][-1]
+        last = ([line for line in trainer.state.log_history if "loss" in line] or [{}])[-1]
         return {
             "part": spec.part,
             "name": spec.name,

@@ -108,6 +108,8 @@ def _runs(
 
 def plan() -> Iterator[Run]:
     """All runs, the most important first."""
+    for seed in range(5):
+        yield Run("start", "sft", seed, {"preset": "dpo"}, steps=0)
     presets = {name: {"preset": name} for name in METHODS}
     yield from _runs("methods", presets, (0, 1, 2), MANY)
     yield from _runs("labels", LABELS, (0, 1, 2), MANY)

@@ -1,0 +1,94 @@
+"""The tables of docs/evidence.md, as Markdown, from results/evidence.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Entry = dict[str, Any]
+ORDER = ("dpo", "sail-ddp", "sail-dpp", "sail-dpr", "sail-mix", "online-dpo")
+
+
+def tables(found: Entry) -> dict[str, str]:
+    """Name of the table -> Markdown."""
+    told = found["compared"]
+    made = {"methods": _against_dpo(told, "methods", ORDER), "labels": _labels(told)}
+    for part in ("cures", "terms", "others", "rates", "noise"):
+        names = [key.split("/", 1)[1] for key in told if key.startswith(f"{part}/")]
+        made[part] = _against_dpo(told, part, names)
+    made["cost"] = (
+        f"{found['runs']} runs, {found['core_hours_of_training']:.1f} core-hours of training on one thread "
+        "(measuring the checkpoints not counted)."
+    )
+    return made
+
+
+def _against_dpo(told: Entry, part: str, names: Any) -> str:
+    rows = _head(
+        "run",
+        "gold reward",
+        "KL, nats",
+        "oracle calls",
+        "minus DPO, equal KL",
+        "minus DPO along the frontier",
+        "minus DPO, equal steps",
+        "seeds",
+    )
+    for name in names:
+        entry = told.get(f"{part}/{name}")
+        if entry is None:
+            continue
+        end, gap = entry["end"], entry.get("minus_dpo")
+        cells = [name, _interval(end["reward"]), _interval(end["kl"]), f"{end['calls']:.0f}"]
+        for key in ("equal_kl", "frontier", "equal_steps"):
+            cells.append(_gap(gap[key]) if gap else "-")
+        cells.append(str(end["reward"]["n"]))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _labels(told: Entry) -> str:
+    rows = _head(
+        "run",
+        "oracle calls, share of online DPO's",
+        "gold reward, share of online DPO's",
+        "KL minus online DPO's",
+        "minus online DPO, equal KL",
+        "minus online DPO, equal calls",
+        "seeds",
+    )
+    for key, entry in told.items():
+        against = entry.get("against_online")
+        if against is None:
+            continue
+        cells = [
+            key.split("/", 1)[1],
+            _percent(against["calls"]),
+            _percent(against["share"]["over_seeds"]),
+            _interval(against["kl"]["over_seeds"], "+"),
+            _gap(against["equal_kl"]),
+            _gap(against["equal_calls"]),
+            str(against["calls"]["n"]),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _head(*names: str) -> list[str]:
+    return [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+
+
+def _gap(compared: Entry) -> str:
+    """`+0.33 [0.20, 0.46] (3/0)`: mean over seeds with its interval; seeds whose own interval is above / below 0."""
+    return f"{_interval(compared['over_seeds'], '+')} ({compared['above']}/{compared['below']})"
+
+
+def _interval(value: Entry, sign: str = "") -> str:
+    if value["mean"] is None:
+        return "-"
+    text = f"{value['mean']:{sign}.2f}"
+    return text if value["low"] is None else f"{text} [{value['low']:{sign}.2f}, {value['high']:{sign}.2f}]"
+
+
+def _percent(value: Entry) -> str:
+    text = f"{value['mean']:.0%}"
+    return text if value["low"] is None else f"{text} [{value['low']:.0%}, {value['high']:.0%}]"
