@@ -125,9 +125,9 @@ def compare(examples: Sequence[Example], oracle: Oracle | None) -> int:
         preferences, calls = ask(oracle, pairs)
         for example, preference in zip(asked, preferences, strict=True):
             example.preference, example.source = preference, f"oracle:{oracle.name}"
-        for example in of_oracle:
-            if not example.asked:
-                example.preference, example.source = Preference(None, NOT_ASKED), f"oracle:{oracle.name}"
+    for example in of_oracle:
+        if oracle is not None and not example.asked:
+            example.preference, example.source = Preference(None, NOT_ASKED), f"oracle:{oracle.name}"
     for example in examples:
         if example.share.route.label == "policy":
             example.source = SELF

@@ -27,6 +27,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sail-dpr": {"preset": "sail-dpr"},
     "sail-mix": {"preset": "sail-mix"},
     "online-dpo": {"preset": "online-dpo"},
+    "replay": {"preset": None, "routes": {"data": 0.2, "dpr": 0.4, "replay": 0.4}},
+    "ask_share": {"preset": "online-dpo", "ask_share": 0.5},
     "penalties": {"preset": "sail-mix", "kl_policy_ref": 0.05, "nll": 0.01, "policy_label": "sampled"},
 }
 
@@ -143,6 +145,7 @@ def test_a_step_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
 SPLITS: dict[str, dict[str, Any]] = {
     "sail-dpr": {"preset": "sail-dpr"},
     "penalties": {"preset": "sail-mix", "kl_policy_ref": 0.05, "nll": 0.01},
+    "selection": {"routes": {"dpr": 0.5, "replay": 0.5}, "ask_share": 0.6},
 }
 
 
@@ -182,7 +185,7 @@ def run_here(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
     for place, (name, options) in enumerate(SPLITS.items()):
-        weights, _, log = run(folder / name, ((4, 1), (2, 2))[place], rows=48, **options)
+        weights, _, log = run(folder / name, ((4, 1), (2, 2), (4, 1))[place], rows=48, **options)
         if int(os.environ["RANK"]) == 0:
             processes = torch.distributed.get_world_size()
             torch.save(

@@ -67,7 +67,9 @@ def test_noise_that_prompts_share_cancels() -> None:
 
 def test_swapped_runs_swap_the_sign() -> None:
     one, other = straight(2.0, 1.0), straight(1.0, 1.0)
-    gaps = [compared({0: a}, {0: b}, at_equal_kl)["over_seeds"]["mean"] for a, b in ((one, other), (other, one))]
+    gaps = [
+        compared({0: a}, {0: b}, at_equal_kl)["over_seeds"]["mean"] for a, b in ((one, other), (other, one))
+    ]
     assert gaps[0] == pytest.approx(1.0)
     assert gaps[1] == pytest.approx(-1.0)
 

@@ -58,6 +58,7 @@ def labelled_pairs(examples: Sequence[Example]) -> list[dict[str, Any]]:
     """The step's pairs that an oracle has given a probability, as records."""
     return [
         {
+            "index": example.index,
             "prompt": example.row["prompt"],
             "prompt_ids": list(example.row["prompt_ids"]),
             **{

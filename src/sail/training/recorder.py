@@ -82,6 +82,8 @@ class RunRecorder(TrainerCallback):
 
     def remember(self, pairs: list[dict[str, Any]]) -> None:
         """Append a step's labelled pairs, of all processes, to the memory and its file."""
+        # In an order that does not depend on how the step's rows were split over processes.
+        pairs = sorted(pairs, key=lambda pair: pair["index"])
         self.memory.add(pairs)
         self._append(MEMORY, pairs)
 
