@@ -41,37 +41,43 @@ def routes(**weights: Any) -> Options:
 
 
 ARGMAX = {"oracle_label": "argmax"}
+FASTER = {"learning_rate": 4e-4}
 LABELS: dict[str, Options] = {
     # 40% of online DPO's oracle calls in each.
     "13 fresh rows a step": {"preset": "online-dpo", "per_device_train_batch_size": 13},
     "dpr .4, data .6": routes(data=0.6, dpr=0.4),
     "dpr .4, replay .6": routes(dpr=0.4, replay=0.6),
-    "dpr .4, replay .6, argmax": {**routes(dpr=0.4, replay=0.6), **ARGMAX},
-    "dpr .4, replay .4, data .2": routes(data=0.2, dpr=0.4, replay=0.4),
     "ask the least sure .4": {"preset": "online-dpo", "ask_share": 0.4},
+    "ask the least sure .4, lr 4e-4": {"preset": "online-dpo", "ask_share": 0.4, **FASTER},
+    "dpr .4, data .6, lr 4e-4": {**routes(data=0.6, dpr=0.4), **FASTER},
+    "dpr .6 of which .67 asked, data .4": {**routes(data=0.4, dpr=0.6), "ask_share": 0.667},
+    "dpr .6 of which .67 asked, data .4, lr 4e-4": {
+        **routes(data=0.4, dpr=0.6),
+        "ask_share": 0.667,
+        **FASTER,
+    },
+    "dpr .4, data .6, c .3, lr 4e-4": {**routes(data=0.6, dpr=(0.4, 0.3)), **FASTER},
     "dpr 0 to .8, data 1 to .2": routes(data=(1.0, 0.0, 0.2), dpr=(0.0, 0.0, 0.8)),
-    "dpr .8 to 0, replay .2 to 1": routes(dpr=(0.8, 0.0, 0.0), replay=(0.2, 0.0, 1.0)),
-    "dpr .25, replay .75": routes(dpr=0.25, replay=0.75),
 }
 """Label efficiency: how few oracle calls reach online DPO's reward at no more KL."""
 
 CURES: dict[str, Options] = {
-    "dpp weight .1": routes(data=0.9, dpp=(0.1, 0.2)),
-    "dpp c .05": routes(data=0.7, dpp=(0.3, 0.05)),
-    "dpp c 1": routes(data=0.7, dpp=(0.3, 1.0)),
-    "dpp .3 to 0": routes(data=(0.7, 0.0, 1.0), dpp=(0.3, 0.2, 0.0)),
     "dpp kl .02": {"preset": "sail-dpp", "kl_policy_ref": 0.02},
-    "dpp kl .05": {"preset": "sail-dpp", "kl_policy_ref": 0.05},
+    "dpp .3 to 0": routes(data=(0.7, 0.0, 1.0), dpp=(0.3, 0.2, 0.0)),
     "dpp confidence .6": {"preset": "sail-dpp", "min_confidence": 0.6},
-    "dpp confidence .75": {"preset": "sail-dpp", "min_confidence": 0.75},
-    "dpp nll .01": {"preset": "sail-dpp", "nll": 0.01},
-    "ddp c 1": routes(data=0.6, ddp=(0.4, 1.0)),
+    "dpp c .05": routes(data=0.7, dpp=(0.3, 0.05)),
     "ddp weight .15": routes(data=0.85, ddp=(0.15, 0.2)),
-    "ddp weight .7": routes(data=0.3, ddp=(0.7, 0.2)),
-    "ddp confidence .6": {"preset": "sail-ddp", "min_confidence": 0.6},
     "ddp kl_ref .01": {"preset": "sail-ddp", "kl_ref_policy": 0.01, "data_from_reference": True},
-    "dpo nll .01": {"preset": "dpo", "nll": 0.01},
     "dpo kl_ref .01": {"preset": "dpo", "kl_ref_policy": 0.01, "data_from_reference": True},
+    "dpp kl_ref .01": {"preset": "sail-dpp", "kl_ref_policy": 0.01, "data_from_reference": True},
+    "ddp c 1": routes(data=0.6, ddp=(0.4, 1.0)),
+    "dpp weight .1": routes(data=0.9, dpp=(0.1, 0.2)),
+    "ddp weight .7": routes(data=0.3, ddp=(0.7, 0.2)),
+    "dpp nll .01": {"preset": "sail-dpp", "nll": 0.01},
+    "dpo nll .01": {"preset": "dpo", "nll": 0.01},
+    "ddp confidence .6": {"preset": "sail-ddp", "min_confidence": 0.6},
+    "dpp kl .05": {"preset": "sail-dpp", "kl_policy_ref": 0.05},
+    "dpp c 1": routes(data=0.7, dpp=(0.3, 1.0)),
 }
 """What might make the routes without an oracle better than DPO; with DPO under the same penalties."""
 
