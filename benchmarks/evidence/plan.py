@@ -44,20 +44,16 @@ ARGMAX = {"oracle_label": "argmax"}
 FASTER = {"learning_rate": 4e-4}
 LABELS: dict[str, Options] = {
     # 40% of online DPO's oracle calls in each.
+    "dpr .4, data .6, lr 3e-4": {**routes(data=0.6, dpr=0.4), "learning_rate": 3e-4},
     "13 fresh rows a step": {"preset": "online-dpo", "per_device_train_batch_size": 13},
     "dpr .4, data .6": routes(data=0.6, dpr=0.4),
-    "dpr .4, replay .6": routes(dpr=0.4, replay=0.6),
+    "dpr .4, c .3, data .6, lr 3e-4": {**routes(data=0.6, dpr=(0.4, 0.3)), "learning_rate": 3e-4},
     "ask the least sure .4": {"preset": "online-dpo", "ask_share": 0.4},
-    "ask the least sure .4, lr 4e-4": {"preset": "online-dpo", "ask_share": 0.4, **FASTER},
-    "dpr .4, data .6, lr 4e-4": {**routes(data=0.6, dpr=0.4), **FASTER},
-    "dpr .6 of which .67 asked, data .4": {**routes(data=0.4, dpr=0.6), "ask_share": 0.667},
-    "dpr .6 of which .67 asked, data .4, lr 4e-4": {
-        **routes(data=0.4, dpr=0.6),
-        "ask_share": 0.667,
-        **FASTER,
-    },
-    "dpr .4, data .6, c .3, lr 4e-4": {**routes(data=0.6, dpr=(0.4, 0.3)), **FASTER},
+    "dpr .4, replay .6": routes(dpr=0.4, replay=0.6),
     "dpr 0 to .8, data 1 to .2": routes(data=(1.0, 0.0, 0.2), dpr=(0.0, 0.0, 0.8)),
+    "dpr .4, data .6, lr 4e-4": {**routes(data=0.6, dpr=0.4), **FASTER},
+    "ask the least sure .4, lr 4e-4": {"preset": "online-dpo", "ask_share": 0.4, **FASTER},
+    "dpr .6 of which .67 asked, data .4": {**routes(data=0.4, dpr=0.6), "ask_share": 0.667},
 }
 """Label efficiency: how few oracle calls reach online DPO's reward at no more KL."""
 
@@ -118,7 +114,7 @@ def plan() -> Iterator[Run]:
         yield Run("start", "sft", seed, {"preset": "dpo"}, steps=0)
     presets = {name: {"preset": name} for name in METHODS}
     yield from _runs("methods", presets, (0, 1, 2), MANY)
-    yield from _runs("labels", LABELS, (0, 1, 2), MANY)
+    yield from _runs("labels", LABELS, (0, 1, 2, 3, 4), MANY)
     yield from _runs("cures", CURES, (0, 1, 2))
     yield from _runs("methods", presets, (3, 4), MANY)
     for rate in (1e-4, 4e-4):

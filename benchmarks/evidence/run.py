@@ -30,6 +30,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts of the plan")
+    parser.add_argument("--names", nargs="+", metavar="NAME", help="these runs of them")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="these seeds")
     parser.add_argument("--minutes", type=float, default=360.0, help="begin no run after so many minutes")
     parser.add_argument(
@@ -43,6 +44,7 @@ def main() -> None:
         spec
         for spec in plan()
         if (not options.only or spec.part in options.only)
+        and (not options.names or spec.name in options.names)
         and (not options.seeds or spec.seed in options.seeds)
     ]
     done = {(row["part"], row["name"], row["seed"]) for row in results()}
