@@ -43,7 +43,11 @@ def routes(**weights: Any) -> Options:
 ARGMAX = {"oracle_label": "argmax"}
 FASTER = {"learning_rate": 4e-4}
 LABELS: dict[str, Options] = {
-    # 40% of online DPO's oracle calls in each.
+    # 35 to 42% of online DPO's oracle calls in each.
+    "dpr .35, data .65, lr 3e-4": {**routes(data=0.65, dpr=0.35), "learning_rate": 3e-4},
+    "dpr .6, data .4, lr 3e-4": {**routes(data=0.4, dpr=0.6), "learning_rate": 3e-4},
+    "ask the least sure .4, lr 3e-4": {"preset": "online-dpo", "ask_share": 0.4, "learning_rate": 3e-4},
+    "online-dpo, lr 3e-4": {"preset": "online-dpo", "learning_rate": 3e-4},
     "dpr .4, data .6, lr 3e-4": {**routes(data=0.6, dpr=0.4), "learning_rate": 3e-4},
     "13 fresh rows a step": {"preset": "online-dpo", "per_device_train_batch_size": 13},
     "dpr .4, data .6": routes(data=0.6, dpr=0.4),
