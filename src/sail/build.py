@@ -27,7 +27,15 @@ from sail.data.sources import load_rows, load_sft_rows
 from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles import Oracle, as_oracle, load_callable
-from sail.results import RESULTS, final_results, print_results, save_model, seconds_per_step, write_json
+from sail.results import (
+    RESULTS,
+    audit_run,
+    final_results,
+    print_results,
+    save_model,
+    seconds_per_step,
+    write_json,
+)
 from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
 from sail.training.progress import StopOnSignal
@@ -317,6 +325,7 @@ def run_training(
         save_model(trainer, folder)
         results = final_results(trainer, totals)
         results["seconds_per_step"] = seconds_per_step(folder)
+        audit_run(trainer, folder, results)
         write_json(folder / RESULTS, results)
         print_results(results)
         _write_report(folder)

@@ -24,9 +24,7 @@ def pair_numbers(
     margin: h = beta * ((log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)), as training defines it, so in units of
     beta nats; 0 for the reference itself. accuracy: share of pairs with h > 0, ties one half.
     """
-    margins = [
-        beta * ((p[0] - r[0]) - (p[1] - r[1])) for p, r in zip(policy, reference, strict=True)
-    ]
+    margins = [beta * ((p[0] - r[0]) - (p[1] - r[1])) for p, r in zip(policy, reference, strict=True)]
     right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
     return {
         "margin": asdict(mean_interval(margins, clusters)),

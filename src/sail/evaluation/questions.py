@@ -19,7 +19,7 @@ from sail.data.encode import encode_prompt
 from sail.errors import DataError, OracleError
 from sail.evaluation.journal import Journal
 from sail.evaluation.responses import Speaker, in_chunks, sample
-from sail.evaluation.stats import mean_interval
+from sail.evaluation.stats import Interval, rate_interval
 from sail.generation import SamplingSettings, SeedKey
 from sail.oracles.base import number_or_none
 from sail.types import Message
@@ -116,7 +116,14 @@ def converse(
         keys: list[SeedKey] = [(seed, "question", question.id, turn) for question in questions]
         limited = replace(settings, max_new_tokens=limit)
         answers = sample(
-            speaker, tokenizer, ids, keys, limited, journal, batch_size=batch_size, what=f"questions {turn + 1}"
+            speaker,
+            tokenizer,
+            ids,
+            keys,
+            limited,
+            journal,
+            batch_size=batch_size,
+            what=f"questions {turn + 1}",
         )
         for talk, answer in zip(talks, answers, strict=True):
             talk.append({"role": "assistant", "content": answer.text})
@@ -144,9 +151,7 @@ def scores(
     batch_size: int,
 ) -> list[list[float | None]]:
     """The judge's scores: per question one of each turn, None where it abstained."""
-    parts = [
-        (place, talk[: 2 * turn + 2]) for place, talk in enumerate(talks) for turn in range(TURNS)
-    ]
+    parts = [(place, talk[: 2 * turn + 2]) for place, talk in enumerate(talks) for turn in range(TURNS)]
 
     def chunk(rows: list[int]) -> list[dict[str, Any]]:
         asked = [parts[row][1] for row in rows]
@@ -183,7 +188,8 @@ def _ask(judge: Score, name: str, talks: list[list[Message]], references: list[A
 
 def table(questions: Sequence[Question], given: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     """{"rows": [{"category", "turn", mean, low, high, n, clusters}], "abstained"}: categories in the order of the file, then all
-    of them; turn 1, turn 2 and both ("all"). Clustered by question, since its two turns are one conversation."""
+    of them; turn 1, turn 2 and both ("all"). Clustered by question, since its two turns are one conversation. The interval is that
+    of a rate on (score - 1) / 9, so that few questions cannot carry it out of the scale."""
     categories = [*dict.fromkeys(question.category for question in questions), "all"]
     rows = []
     for category in categories:
@@ -194,6 +200,15 @@ def table(questions: Sequence[Question], given: Sequence[Sequence[float | None]]
                 for turn in turns
                 if category in (question.category, "all") and (value := scored[turn]) is not None
             ]
-            interval = mean_interval([value for value, _ in found], [key for _, key in found])
+            interval = _on_scale([value for value, _ in found], [key for _, key in found])
             rows.append({"category": category, "turn": shown, **asdict(interval)})
     return {"rows": rows, "abstained": sum(value is None for scored in given for value in scored)}
+
+
+def _on_scale(given: list[float], clusters: list[str]) -> Interval:
+    width = HIGHEST - LOWEST
+    rate = rate_interval([(value - LOWEST) / width for value in given], clusters)
+    mean, low, high = (
+        None if value is None else LOWEST + width * value for value in (rate.mean, rate.low, rate.high)
+    )
+    return Interval(mean, low, high, rate.n, rate.clusters)

@@ -80,7 +80,7 @@ def summary(
     *,
     symmetric: bool,
 ) -> dict[str, Any]:
-    """{"win_rate", "length_controlled", "position"}: intervals clustered by prompt. length_differences: ours less theirs, tokens."""
+    """{"win_rate", "length_controlled", "position"}: intervals clustered by prompt. length_differences: ours less theirs."""
     outcomes = [verdict.outcome for verdict in verdicts]
     judged = [place for place, outcome in enumerate(outcomes) if outcome is not None]
     controlled = length_controlled(
