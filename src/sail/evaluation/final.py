@@ -54,7 +54,7 @@ class Closing:
     seed: int
     beta: float
     batch_size: int = 64
-    pairs: int = 512
+    pairs: int = 256
 
     @property
     def clusters(self) -> list[str]:

@@ -188,8 +188,8 @@ def _ask(judge: Score, name: str, talks: list[list[Message]], references: list[A
 
 def table(questions: Sequence[Question], given: Sequence[Sequence[float | None]]) -> dict[str, Any]:
     """{"rows": [{"category", "turn", mean, low, high, n, clusters}], "abstained"}: categories in the order of the file, then all
-    of them; turn 1, turn 2 and both ("all"). Clustered by question, since its two turns are one conversation. The interval is that
-    of a rate on (score - 1) / 9, so that few questions cannot carry it out of the scale."""
+    of them; turn 1, turn 2 and both ("all"). Clustered by question, since its two turns are one conversation. The interval is
+    that of a rate on (score - 1) / 9, so that few questions cannot carry it out of the scale."""
     categories = [*dict.fromkeys(question.category for question in questions), "all"]
     rows = []
     for category in categories:
