@@ -148,6 +148,7 @@ def compare(
         "differences": {run.name: paired(run, first) for run in others},
         "equal_kl": {run.name: equal_kl(run, first) for run in others},
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, found)
     _print(found)
     print(f"\nAll of it: {out}")
@@ -201,7 +202,7 @@ def paired(run: Run, to: Run) -> dict[str, Any]:
 
 
 def equal_kl(run: Run, to: Run) -> dict[str, Any] | None:
-    """Both runs' rewards at equal KL, on the frontiers that sail eval measured, else on their own evaluations; see frontier.py."""
+    """Both runs' rewards at equal KL (see frontier.py), on the frontiers that sail eval measured, else on their evaluations."""
     measured = len(run.frontier) > 1 and len(to.frontier) > 1
     found = at_equal_kl(run.frontier, to.frontier) if measured else at_equal_kl(run.course, to.course)
     return None if found is None else {"curves": "frontier" if measured else "metrics.jsonl", **found}

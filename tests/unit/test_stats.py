@@ -10,11 +10,11 @@ import scipy.stats
 
 from sail.evaluation.stats import (
     Interval,
-    t_quantile,
     mean_interval,
     paired_interval,
     rate_interval,
     ratio_interval,
+    t_quantile,
     win_rate,
 )
 

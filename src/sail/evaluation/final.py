@@ -104,10 +104,10 @@ def close(
             ]
             scores = closing.log_probs(model, sequences)
             ratios = [one.log_prob - score for one, score in zip(ours.sampled, scores, strict=True)]
-    rewards = None
+    judged: dict[str, Sequence[Any]] = {}
     if oracle is not None:
         try:
-            rewards = _ask(findings, oracle, closing, ours, theirs)
+            judged = _ask(findings, oracle, closing, ours, theirs)
         except Exception as error:
             findings.notes.append(f"The oracle failed when the run was closed, so it judged nothing: {error}")
     metrics, left_out = response_numbers(ours.sampled, clusters, closing.settings.eos_ids)
@@ -120,7 +120,7 @@ def close(
     if closing.paired:
         keys = [prompt_key(row["prompt"]) for row in closing.paired]
         findings.metrics.update(pair_numbers(ours.pairs, theirs.pairs, closing.beta, keys))
-    findings.samples = _samples(closing, ours, theirs, rewards, ratios)
+    findings.samples = _samples(closing, ours, theirs, judged, ratios)
     return findings
 
 
@@ -132,14 +132,15 @@ def has_risen(metrics: dict[str, dict[str, Any]]) -> bool | None:
 
 def _ask(
     findings: Findings, oracle: Oracle, closing: Closing, ours: Voice, theirs: Voice
-) -> tuple[list[float], list[float]] | None:
-    """The oracle's metrics into `findings`; the rewards of both, if it gives rewards."""
+) -> dict[str, Sequence[Any]]:
+    """The oracle's metrics into `findings`; returns what it said of each prompt, as columns."""
     prompts: list[Prompt] = [row["prompt"] for row in closing.rows]
     clusters = closing.clusters
-    rewards = None
+    columns: dict[str, Sequence[Any]] = {}
     if isinstance(oracle, ScoringOracle):
         findings.calls += 2 * len(prompts)
         rewards = oracle.score(prompts, ours.texts), oracle.score(prompts, theirs.texts)
+        columns = {"reward": rewards[0], "reward_reference": rewards[1]}
         verdicts = win_rate.from_scores(*rewards)
         findings.metrics["reward"] = asdict(mean_interval(rewards[0], clusters))
         findings.metrics["reward_reference"] = asdict(mean_interval(rewards[1], clusters))
@@ -153,14 +154,14 @@ def _ask(
     found = win_rate.summary(verdicts, clusters, longer, symmetric=win_rate.is_symmetric(oracle))
     findings.metrics["win_rate"] = found["win_rate"]
     findings.metrics["win_rate_length_controlled"] = found["length_controlled"]
-    return rewards
+    return {**columns, "win": [one.outcome for one in verdicts]}
 
 
 def _samples(
     closing: Closing,
     ours: Voice,
     theirs: Voice,
-    rewards: tuple[list[float], list[float]] | None,
+    judged: dict[str, Sequence[Any]],
     ratios: list[float] | None,
 ) -> list[dict[str, Any]]:
     columns: dict[str, Sequence[Any]] = {
@@ -168,9 +169,8 @@ def _samples(
         "reference": theirs.texts,
         "response": ours.texts,
         "length": [len(one.ids) for one in ours.sampled],
+        **judged,
     }
-    if rewards is not None:
-        columns.update(reward=rewards[0], reward_reference=rewards[1])
     if ratios is not None:
         columns["log_ratio"] = ratios
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

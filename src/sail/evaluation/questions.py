@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +107,21 @@ def converse(
         for talk, question in zip(talks, questions, strict=True):
             talk.append({"role": "user", "content": question.turns[turn]})
         ids = [conversation_ids(tokenizer, talk) for talk in talks]
-        limit = _room(speaker, max(map(len, ids)), settings.max_new_tokens)
-        if limit < settings.max_new_tokens:
+        room = _room(speaker, settings.max_new_tokens)
+        cut = sum(len(one) > room for one in ids)
+        if cut:
             notes.append(
-                f"Answers of turn {turn + 1} to benchmark questions had {limit} tokens instead of {settings.max_new_tokens}: "
-                "the model's context is no longer."
+                f"The beginning of {cut} of {len(ids)} benchmark conversations was cut off in turn {turn + 1}: with "
+                f"{settings.max_new_tokens} tokens for the answer they do not fit into the model's context."
             )
+        ids = [one[-room:] for one in ids]
         keys: list[SeedKey] = [(seed, "question", question.id, turn) for question in questions]
-        limited = replace(settings, max_new_tokens=limit)
         answers = sample(
             speaker,
             tokenizer,
             ids,
             keys,
-            limited,
+            settings,
             journal,
             batch_size=batch_size,
             what=f"questions {turn + 1}",
@@ -130,15 +131,17 @@ def converse(
     return talks, notes
 
 
-def _room(speaker: Speaker, longest: int, wanted: int) -> int:
+def _room(speaker: Speaker, answer: int) -> int:
+    """Tokens that a conversation may have before an answer of `answer` tokens."""
     context = getattr(speaker.model.config, "max_position_embeddings", None)
-    room = wanted if context is None else min(wanted, context - longest)
-    if room < 1:
+    if context is None:
+        return 2**31
+    if context <= answer:
         raise DataError(
-            f"A benchmark conversation has {longest} tokens, and the context of {speaker.name} only {context}. Use shorter "
-            "questions or a smaller --max-new-tokens."
+            f"Answers of {answer} tokens leave no room for a question in the context of {speaker.name}, {context} tokens. Lower "
+            "--max-new-tokens."
         )
-    return room
+    return int(context) - answer
 
 
 def scores(
