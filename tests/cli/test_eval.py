@@ -282,9 +282,9 @@ def test_other_settings_are_refused_until_told(full: Path, home: Path, tmp_path:
 
 def test_killed_and_continued_is_the_same(full: Path, home: Path, tmp_path: Path) -> None:
     """SIGKILL while answering, and again while the oracle is being asked; the third time it ends."""
-    options = ["--samples", "3", "--batch-size", "2", "--prompts", "24"]
+    options = ["--samples", "3", "--batch-size", "2", "--prompts", "12"]
     expected = tmp_path / "whole"
-    evaluate(EvalOptions(str(full), samples=3, batch_size=2, prompts=24, out=str(expected)))
+    evaluate(EvalOptions(str(full), samples=3, batch_size=2, prompts=12, out=str(expected)))
     killed = tmp_path / "killed"
     argv = [SAIL, "eval", str(full), *options, "--out", str(killed)]
     (home / "slow").touch()
@@ -302,7 +302,7 @@ def test_killed_and_continued_is_the_same(full: Path, home: Path, tmp_path: Path
             assert not (killed / "results.json").exists()
     finally:
         (home / "slow").unlink()
-    evaluate(EvalOptions(str(full), samples=3, batch_size=2, prompts=24, out=str(killed)))
+    evaluate(EvalOptions(str(full), samples=3, batch_size=2, prompts=12, out=str(killed)))
     for name in ("answers.jsonl", "judgements.jsonl", "results.json"):
         assert (killed / name).read_bytes() == (expected / name).read_bytes(), name
 

@@ -11,7 +11,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 
-from sail.evaluation.length_control import RIDGE, length_controlled
+from sail.evaluation.length_control import RIDGE, _Clustered, length_controlled
 from sail.evaluation.stats import mean_interval, rate_interval
 from sail.evaluation.win_rate import Verdict, from_scores, judge, position, summary
 from sail.oracles import as_oracle
@@ -149,6 +149,39 @@ def test_the_sign_of_the_difference_is_ours_less_theirs() -> None:
     """Ours is longer and longer wins: at equal length less is left than the plain rate, not more."""
     wins, longer = simulated(np.random.default_rng(4), 1000, own=0.3, per_token=0.1)
     assert length_controlled(wins, longer).mean < rate_interval(wins).mean - 0.05
+
+
+def fitted(wins, longer, keys, weights):
+    """Intercept and its error for rows of weights per cluster; keys must come in order."""
+    z = longer / np.sqrt(np.mean(longer**2))
+    return _Clustered(z, wins, np.asarray(keys)).fit(weights)
+
+
+def test_the_standard_error_is_the_spread_over_repetitions() -> None:
+    """300 evaluations of 100 prompts, three equal outcomes each: the mean error is the standard deviation of the estimates."""
+    rng, keys = np.random.default_rng(7), np.repeat(np.arange(100), 3)
+    found = []
+    for _ in range(300):
+        wins, longer = simulated(rng, 100, own=0.5, per_token=0.1)
+        found.append(
+            [one[0] for one in fitted(np.repeat(wins, 3), np.repeat(longer, 3), keys, np.ones((1, 100)))]
+        )
+    estimates, errors = np.transpose(found)
+    assert errors.mean() == pytest.approx(estimates.std(), rel=0.12)
+
+
+def test_the_limits_are_the_definition_of_the_studentised_bootstrap() -> None:
+    """Lower limit: the estimate less the *upper* quantile of (a* - a) / error* times the error; and the other way round."""
+    rng = np.random.default_rng(8)
+    wins, longer = simulated(rng, 80, own=2.0, per_token=0.1)
+    drawn = np.random.default_rng(0).multinomial(80, np.full(80, 1 / 80), size=400).astype(float)
+    estimate, error = (one[0] for one in fitted(wins, longer, range(80), np.ones((1, 80))))
+    again, errors = fitted(wins, longer, range(80), drawn)
+    low, high = np.quantile((again - estimate) / errors, [0.025, 0.975])
+    assert abs(high + low) > 0.1  # skewed, so that the sides can be told apart
+    expected = [1 / (1 + np.exp(-(estimate - side * error))) for side in (high, low)]
+    found = length_controlled(wins, longer, resamples=400)
+    assert [found.low, found.high] == pytest.approx(expected, abs=1e-9)
 
 
 def test_copies_of_a_prompt_do_not_narrow_it() -> None:
