@@ -187,6 +187,12 @@ def test_a_run_says_what_its_training_ended_with(full: Path, tmp_path: Path) -> 
         assert found["metrics"][name]["mean"] == pytest.approx(before["metrics"][name]["mean"], abs=1e-4), (
             name
         )
+    for one in [*found["samples"], *before["samples"]]:
+        better = one["reward"] - one["reward_reference"]
+        assert one["win"] == (0.5 if better == 0 else float(better > 0))
+    for one in found["samples"]:
+        better = one["reward"] - one["reward_dataset"]
+        assert one["win_dataset"] == (0.5 if better == 0 else float(better > 0))
     assert found["metrics"]["win_rate_dataset"]["n"] == HELD_OUT
     assert found["oracle_calls"] == 3 * HELD_OUT
 
