@@ -93,7 +93,8 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
     )
     results.update(metrics=findings.metrics, samples=findings.samples)
     results["notes"] += findings.notes
-    results["oracle_calls_in_evaluation"] = findings.calls
+    # To those of the evaluations while training.
+    results["oracle_calls_in_evaluation"] = results.get("oracle_calls_in_evaluation", 0) + findings.calls
     return results
 
 

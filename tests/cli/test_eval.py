@@ -69,6 +69,7 @@ RUN: dict[str, Any] = {
         "save_steps": 4,
         "eval_strategy": "steps",
         "eval_steps": 8,
+        "eval_samples": 10,
         "seed": 5,
         "use_cpu": True,
         "disable_tqdm": True,
@@ -135,7 +136,7 @@ def test_a_run_leaves_its_audit_and_its_metrics(full: Path) -> None:
     assert audit["oracle_agreement"]["n"] == HELD_OUT
     answers = (full / audit["reference_answers"]).read_text().splitlines()
     assert set(json.loads(answers[0])) == {"index", "prompt", "response"}
-    assert results["oracle_calls_in_evaluation"] == 2 * HELD_OUT + audit["oracle_calls"]
+    assert results["oracle_calls_in_evaluation"] == 10 + 2 * HELD_OUT + audit["oracle_calls"]
     for name in (
         "margin",
         "accuracy",
