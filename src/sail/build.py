@@ -25,6 +25,7 @@ from sail.data.encode import (
 )
 from sail.data.sources import load_rows, load_sft_rows
 from sail.errors import ConfigError, MissingExtraError, SailError
+from sail.evaluation.fingerprint import weights_fingerprint
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles import Oracle, as_oracle, load_callable
 from sail.results import (
@@ -311,6 +312,7 @@ def run_training(
         clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
+    start_model = weights_fingerprint(trainer.model)  # a checkpoint is only loaded by train
     trainer.train(resume_from_checkpoint=True if resume else None)
     if any(
         isinstance(callback, StopOnSignal) and callback.caught
@@ -325,6 +327,7 @@ def run_training(
         save_model(trainer, folder)
         results = final_results(trainer, totals)
         results["seconds_per_step"] = seconds_per_step(folder)
+        results["fingerprints"]["start_model"] = start_model
         audit_run(trainer, folder, results)
         write_json(folder / RESULTS, results)
         print_results(results)

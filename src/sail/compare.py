@@ -85,6 +85,8 @@ class Run:
         prompts = "".join(sorted(self.by_prompt))
         return {
             "start_model": prints.get("start_model") or _by_path(str(self.config.get("model") or "")),
+            "reference": prints.get("reference")
+            or _by_path(str(self.config.get("ref_model") or self.config.get("model") or "")),
             "train_rows": train_rows or _by_path(paths),
             "steps": self.results.get("steps"),
             "rows_per_step": self.results.get("rows_per_step") or _rows_per_step(self.train),

@@ -60,8 +60,8 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
     held_out = trainer.eval_dataset
     arguments = trainer.args
     per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    with reference_of(trainer) as start:
-        start_model = weights_fingerprint(unwrapped(start))
+    with reference_of(trainer) as model:
+        reference = weights_fingerprint(model)
     results: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "train_rows": 0 if trainer.train_dataset is None else len(trainer.train_dataset),
@@ -72,7 +72,7 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
         "notes": [],
         # What tells two runs apart: sail compare reads it.
         "fingerprints": {
-            "start_model": start_model,
+            "reference": reference,
             "train_rows": None if trainer.train_dataset is None else trainer.train_dataset.fingerprint,
             "held_out_rows": held_out.fingerprint if isinstance(held_out, EncodedDataset) else None,
         },

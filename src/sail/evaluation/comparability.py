@@ -26,6 +26,12 @@ FACTS = (
         "how much each run gained over its own reference",
     ),
     Fact(
+        "reference",
+        "reference model",
+        "their KL, margin, gain and win rate over the reference are to different models",
+        "reward, length and diversity",
+    ),
+    Fact(
         "train_rows",
         "training data",
         "the difference may come from the data instead of the method",
@@ -113,7 +119,7 @@ def sentences(name: str, to: str, found: dict[str, Any]) -> list[str]:
         lines = [f"{name} and {to}: nothing was found that forbids a comparison."]
     else:
         lines = [
-            f"{name} and {to} are comparable: same start, data, steps, labels, oracle, prompts and seed."
+            f"{name} and {to} are comparable: same start, reference, data, steps, labels, oracle, prompts and seed."
         ]
     if found["unknown"]:
         lines.append(f"  Not proven: {', '.join(found['unknown'])}.")

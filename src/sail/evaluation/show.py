@@ -118,15 +118,15 @@ def _digits(name: str) -> int:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table that keeps its numbers whole, however narrow the terminal."""
+    """A table as wide as it needs where it goes to a file; in a terminal narrower than that its cells wrap."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns[:1], title=title, title_justify="left")
-    for column in columns[1:]:
-        table.add_column(column, no_wrap=True)
+    console = Console()
+    table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*row)
-    console = Console()
-    needed = table.__rich_measure__(console, console.options.update(max_width=500)).maximum
-    Console(width=max(console.width, needed) if not console.is_terminal else None).print(table)
+    if not console.is_terminal:
+        needed = table.__rich_measure__(console, console.options.update(max_width=500)).maximum
+        console = Console(width=max(console.width, needed))
+    console.print(table)
