@@ -25,9 +25,18 @@ from sail.data.encode import (
 )
 from sail.data.sources import load_rows, load_sft_rows
 from sail.errors import ConfigError, MissingExtraError, SailError
+from sail.evaluation.fingerprint import weights_fingerprint
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles import Oracle, as_oracle, load_callable
-from sail.results import RESULTS, final_results, print_results, save_model, seconds_per_step, write_json
+from sail.results import (
+    RESULTS,
+    audit_run,
+    final_results,
+    print_results,
+    save_model,
+    seconds_per_step,
+    write_json,
+)
 from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
 from sail.training.progress import StopOnSignal
@@ -303,6 +312,7 @@ def run_training(
         clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
+    start_model = weights_fingerprint(trainer.model)  # a checkpoint is only loaded by train
     trainer.train(resume_from_checkpoint=True if resume else None)
     if any(
         isinstance(callback, StopOnSignal) and callback.caught
@@ -317,6 +327,8 @@ def run_training(
         save_model(trainer, folder)
         results = final_results(trainer, totals)
         results["seconds_per_step"] = seconds_per_step(folder)
+        results["fingerprints"]["start_model"] = start_model
+        audit_run(trainer, folder, results)
         write_json(folder / RESULTS, results)
         print_results(results)
         _write_report(folder)

@@ -27,6 +27,8 @@ examples:
   sail sft run.yaml                               supervised fine-tuning, the stage before
   sail train run.yaml train.beta=0.2 --dry-run    show what would be run; without --dry-run, run it
   sail sample runs/sail/model --prompt "Hello"    let a model answer
+  sail eval runs/sail                             measure a run on held-out prompts, with intervals
+  sail compare runs/dpo runs/sail                 set runs side by side, and say whether that is fair
   sail env                                        versions and hardware, for a bug report
 
 Each verb explains itself: sail train --help.
@@ -37,6 +39,11 @@ overrides:
   key.path=value changes one setting of the run file; the value is YAML. For example
     train.beta=0.2   train.preset=sail-mix   train.routes.dpr.weight=0.4   peft={r: 16}   ref_model=null
   A relative path in an override starts from the current directory.
+"""
+
+_EVAL = """\
+A run folder supplies data, oracle, reference, beta and lengths; what is missing for a metric is said. An evaluation that was
+stopped continues where it was when the same command is given again.
 """
 
 
@@ -93,6 +100,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sft(verbs)
     _add_train(verbs)
     _add_sample(verbs)
+    _add_eval(verbs)
+    _add_compare(verbs)
     _add_verb(verbs, "env", _env, "print versions and hardware")
     return parser
 
@@ -267,6 +276,79 @@ def _sample(options: argparse.Namespace) -> None:
         print(f"prompt: {prompt}")
         for text in texts:
             print(textwrap.indent(text, "  ") or "  (an empty answer)")
+
+
+def _add_eval(verbs: Any) -> None:
+    parser = _add_verb(
+        verbs, "eval", _eval, "measure a run or a model on held-out prompts and questions", _EVAL
+    )
+    parser.add_argument(
+        "subject", metavar="RUN_OR_MODEL", help="a run folder, a checkpoint, a model folder or name"
+    )
+    parser.add_argument("--data", metavar="FILE", help="held-out rows (default: the run's data.eval)")
+    parser.add_argument(
+        "--oracle", metavar="PATH.py:NAME", help="who prefers what (default: the run's oracle)"
+    )
+    parser.add_argument(
+        "--against",
+        action="append",
+        metavar="WHOM",
+        help="whose answers to win over: dataset, reference, or another run or model; may be given several times",
+    )
+    parser.add_argument("--reference", metavar="MODEL", help="for KL and margin (default: the run's start)")
+    parser.add_argument(
+        "--prompts",
+        type=_at_least_one,
+        default=512,
+        metavar="N",
+        help="the first N prompts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=_at_least_one,
+        default=1,
+        metavar="N",
+        help="answers per prompt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--questions", metavar="FILE", help="two-turn benchmark questions, JSONL; or: playground"
+    )
+    parser.add_argument("--scorer", metavar="PATH.py:score", help="the judge that scores them from 1 to 10")
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="also every checkpoint: reward, KL, length"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="default: the run's")
+    parser.add_argument("--temperature", type=float, metavar="T", help="default: the run's, or 1")
+    parser.add_argument(
+        "--max-new-tokens", type=_at_least_one, metavar="N", help="default: the run's, or 256"
+    )
+    parser.add_argument(
+        "--batch-size", type=_at_least_one, default=64, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument("--out", metavar="DIR", help="default: RUN/eval, or eval/MODEL")
+    parser.add_argument("--overwrite", action="store_true", help="start anew, whatever is in the folder")
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from sail.evaluate import EvalOptions, evaluate
+
+    given = {field.name: getattr(options, field.name) for field in fields(EvalOptions)}
+    evaluate(EvalOptions(**{**given, "against": tuple(options.against or ())}))
+
+
+def _add_compare(verbs: Any) -> None:
+    parser = _add_verb(verbs, "compare", _compare, "set runs side by side, and say what may be compared")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, at least two")
+    parser.add_argument("--to", metavar="NAME", help="whom the others are compared with (default: the first)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("compare.json"), metavar="FILE", help="default: %(default)s"
+    )
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from sail.compare import compare
+
+    compare(options.runs, to=options.to, out=options.out)
 
 
 def _env(options: argparse.Namespace) -> None:

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sail.evaluation.final import Answers, answer, compare_with_reference, has_risen, show
+from sail.data.encode import EncodedDataset
+from sail.evaluation.audit import Audit
+from sail.evaluation.files import write_json
+from sail.evaluation.final import Closing, close, has_risen
+from sail.evaluation.fingerprint import weights_fingerprint
+from sail.evaluation.show import show
+from sail.generation.scoring import unwrapped
+from sail.report.record import read_run
 from sail.trainer import SAILTrainer
 from sail.training.models import merged
 from sail.training.step import PHASES
+
+__all__ = [
+    "FINAL_PROMPTS",
+    "RESULTS",
+    "audit_run",
+    "final_results",
+    "print_results",
+    "save_model",
+    "seconds_per_step",
+    "write_json",
+]
 
 RESULTS = "results.json"
 FINAL_PROMPTS = 512
@@ -38,43 +58,76 @@ def save_model(trainer: SAILTrainer, folder: Path) -> None:
 def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any]:
     """results.json: the policy against its reference on held-out prompts, and what the run cost."""
     held_out = trainer.eval_dataset
+    arguments = trainer.args
+    per_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    with reference_of(trainer) as model:
+        reference = weights_fingerprint(model)
     results: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "train_rows": 0 if trainer.train_dataset is None else len(trainer.train_dataset),
+        "rows_per_step": per_step * arguments.world_size,
         **totals,
         "metrics": {},
         "samples": [],
         "notes": [],
+        # What tells two runs apart: sail compare reads it.
+        "fingerprints": {
+            "reference": reference,
+            "train_rows": None if trainer.train_dataset is None else trainer.train_dataset.fingerprint,
+            "held_out_rows": held_out.fingerprint if isinstance(held_out, EncodedDataset) else None,
+        },
     }
     if held_out is None:
         results["notes"].append("There is no data.eval, so nothing was measured on held-out prompts.")
         return results
     rows = [held_out[place] for place in range(min(FINAL_PROMPTS, len(held_out)))]
-    prompts, ids = [row["prompt"] for row in rows], [row["prompt_ids"] for row in rows]
-    settings, oracle = trainer.generator.settings, trainer.oracle
+    closing = Closing(
+        rows, trainer.processing_class, trainer.generator.settings, arguments.seed, arguments.beta
+    )
+    findings = close(
+        closing,
+        unwrapped(trainer.model),
+        lambda: reference_of(trainer),
+        trainer.oracle,
+        trainer.accelerator.autocast,
+    )
+    results.update(metrics=findings.metrics, samples=findings.samples)
+    results["notes"] += findings.notes
+    # To those of the evaluations while training.
+    results["oracle_calls_in_evaluation"] = results.get("oracle_calls_in_evaluation", 0) + findings.calls
+    return results
 
-    def answers(model: Any) -> Answers:
-        tokenizer = trainer.processing_class
-        return answer(
-            model, tokenizer, prompts, ids, settings=settings, seed=trainer.args.seed, oracle=oracle
-        )
 
-    with trainer.accelerator.autocast():
-        policy = answers(trainer.model)
+@contextmanager
+def reference_of(trainer: SAILTrainer) -> Iterator[Any]:
+    """The run's reference model: an adapter is off meanwhile, and the precision is the training's."""
     model, adapter_off = trainer.reference.model()
     with adapter_off, trainer.accelerator.autocast():
-        findings = compare_with_reference(
-            policy,
-            answers(model),
-            model,
-            prompts,
-            ids,
-            oracle=oracle,
-            temperature=settings.temperature,
-            pad_id=settings.pad_id,
-        )
-    results.update(metrics=findings.metrics, samples=findings.samples)
-    return results
+        yield model
+
+
+def audit_run(trainer: SAILTrainer, folder: Path, results: dict[str, Any]) -> None:
+    """audit.json and reference_answers.jsonl beside the run's results; its oracle calls are added to `results`."""
+    trained = trainer.train_dataset
+    held_out = trainer.eval_dataset if isinstance(trainer.eval_dataset, EncodedDataset) else None
+    rows = [] if trained is None else trained.rows
+    has_pairs = held_out is not None and held_out.prompt_only < len(held_out)
+    audit = Audit(
+        lambda: reference_of(trainer),
+        trainer.processing_class,
+        trainer.generator.settings,
+        trainer.oracle,
+        trained=rows,
+        data=held_out.rows if held_out is not None and has_pairs else rows,
+        # The pairs that a report shows: their prompts are those whose reference answers will be looked for.
+        sampled=read_run(folder).pairs,
+        max_length=trainer.args.max_length,
+        seed=trainer.args.seed,
+    ).write(folder)
+    results["oracle_calls_in_evaluation"] = (
+        results.get("oracle_calls_in_evaluation", 0) + audit["oracle_calls"]
+    )
+    results["notes"] += [f"audit: {note}" for note in audit["notes"]]
 
 
 def seconds_per_step(folder: Path) -> float | None:
@@ -107,10 +160,3 @@ def print_results(results: dict[str, Any]) -> None:
             if risen
             else "The reward has not risen: the 95% interval of the gain reaches 0."
         )
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write JSON so that a kill leaves either the old file or the new one."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    unfinished.replace(path)

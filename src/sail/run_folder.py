@@ -10,6 +10,7 @@ import yaml
 
 from sail.config import RunConfig, resolved_yaml
 from sail.errors import ConfigError
+from sail.evaluation.audit import ANSWERS, AUDIT
 from sail.results import RESULTS
 from sail.training.checkpoints import checkpoints, is_complete
 
@@ -39,9 +40,18 @@ def holds_a_run(folder: Path) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove what a run writes; files of the user's own stay."""
-    for path in [*checkpoints(folder), folder / "model", folder / "adapter"]:
+    for path in [*checkpoints(folder), folder / "model", folder / "adapter", folder / "eval"]:
         shutil.rmtree(path, ignore_errors=True)
-    for name in (RESOLVED, "metrics.jsonl", "pairs.jsonl.gz", RESULTS, "report.html", "report.json"):
+    for name in (
+        RESOLVED,
+        "metrics.jsonl",
+        "pairs.jsonl.gz",
+        RESULTS,
+        AUDIT,
+        ANSWERS,
+        "report.html",
+        "report.json",
+    ):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from sail.errors import DataError, MissingExtraError
 from sail.fields import AlignmentFields
 from sail.mixture import PRESETS
 
-VERBS = ("play", "init", "sft", "train", "sample", "env")
+VERBS = ("play", "init", "sft", "train", "sample", "eval", "compare", "env")
 
 
 class FakeBuild(ModuleType):
@@ -132,9 +132,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"sail {sail.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "verb", ["eval", "compare", "report", "annotate", "ledger", "data", "merge", "train-reward"]
-)
+@pytest.mark.parametrize("verb", ["report", "annotate", "ledger", "data", "merge", "train-reward"])
 def test_verbs_to_come_are_not_there(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"invalid choice: '{verb}'" in argparse_refusal([verb], capsys)
 
@@ -319,6 +317,34 @@ def test_play_passes_its_arguments(
         (Path("there"), {"quick": True, "seed": 3}),
         (Path("runs/play"), {"quick": False, "seed": 0}),
     ]
+
+
+def test_eval_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was not given is None, for the run to fill in; --against may be given several times."""
+    asked: list[Any] = []
+    fake = ModuleType("sail.evaluate")
+    fake.EvalOptions = make_dataclass(  # type: ignore[attr-defined]
+        "EvalOptions",
+        ["subject", "against", "samples", "seed", "checkpoints", "batch_size", "max_new_tokens"],
+    )
+    fake.evaluate = asked.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sail.evaluate", fake)
+    words = ["--against", "dataset", "--against", "runs/dpo", "--samples", "4", "--checkpoints"]
+    assert cli.main(["eval", "runs/dpr", *words]) == 0
+    assert cli.main(["eval", "runs/dpr", "--seed", "3"]) == 0
+    assert asked == [
+        fake.EvalOptions("runs/dpr", ("dataset", "runs/dpo"), 4, None, True, 64, None),
+        fake.EvalOptions("runs/dpr", (), 1, 3, False, 64, None),
+    ]
+
+
+def test_compare_passes_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    fake = ModuleType("sail.compare")
+    fake.compare = lambda runs, **extra: asked.append((runs, extra))  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sail.compare", fake)
+    assert cli.main(["compare", "a", "b", "--to", "b"]) == 0
+    assert asked == [([Path("a"), Path("b")], {"to": "b", "out": Path("compare.json")})]
 
 
 def test_env_says_what_is_missing_and_nothing_private(monkeypatch: pytest.MonkeyPatch) -> None:

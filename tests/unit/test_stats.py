@@ -10,11 +10,11 @@ import scipy.stats
 
 from sail.evaluation.stats import (
     Interval,
-    _t_quantile,
     mean_interval,
     paired_interval,
     rate_interval,
     ratio_interval,
+    t_quantile,
     win_rate,
 )
 
@@ -38,8 +38,8 @@ def clustered(rng, groups, low=1, high=6):
 
 @pytest.mark.parametrize("df", [1, 2, 4, 9, 30, 300, 5000])
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
-def test_t_quantile_is_scipys(df, level):
-    assert _t_quantile(level, df) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, df), rel=1e-4)
+def testt_quantile_is_scipys(df, level):
+    assert t_quantile(level, df) == pytest.approx(scipy.stats.t.ppf((1 + level) / 2, df), rel=1e-4)
 
 
 def test_few_clusters_give_exactly_the_cluster_robust_t_interval():

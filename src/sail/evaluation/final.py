@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sail.evaluation.stats import Interval, mean_interval, paired_interval, win_rate
+from sail.data.encode import EncodedRow
+from sail.evaluation import win_rate
+from sail.evaluation.metrics import Numbers, kl_number, pair_numbers, response_numbers
+from sail.evaluation.responses import prompt_key
+from sail.evaluation.stats import mean_interval, paired_interval
 from sail.generation import Sampled, SamplingSettings, TransformersGenerator
 from sail.generation.scoring import score_sequences, unwrapped
-from sail.oracles import Oracle, ScoringOracle, ask
+from sail.oracles import Oracle, ScoringOracle
 from sail.types import Pair, Prompt
+
+Loaded = Callable[[], AbstractContextManager[Any]]
+"""A context in which a model speaks: an adapter on or off, the precision of the training."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """One model's answers to the held-out prompts, in order. rewards is None without a scoring oracle."""
+class Voice:
+    """What one model did: its answers in order, and its log-probs (nats) of each held-out pair."""
 
     sampled: list[Sampled]
-    rewards: list[float] | None
+    pairs: list[tuple[float, float]]
 
     @property
     def texts(self) -> list[str]:
@@ -26,65 +34,94 @@ class Answers:
         return [one.text for one in self.sampled]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Findings:
-    """What results.json holds: metrics with their 95% intervals, and the answers to read."""
+    """What results.json holds: metrics with their 95% intervals, the answers to read, and how often the oracle was asked."""
 
-    metrics: dict[str, dict[str, Any]]
-    samples: list[dict[str, Any]]
+    metrics: Numbers = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    calls: int = 0
 
 
-def answer(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    prompt_ids: Sequence[list[int]],
-    *,
-    settings: SamplingSettings,
-    seed: int,
-    oracle: Oracle | None,
-) -> Answers:
-    """Sample one response per prompt. The seed of a prompt is its position, so that models are compared on equal numbers."""
-    generator = TransformersGenerator(lambda: unwrapped(model), tokenizer, settings)
-    sampled = generator.sample(prompt_ids, [(seed, "final", position) for position in range(len(prompt_ids))])
-    if not isinstance(oracle, ScoringOracle):
-        return Answers(sampled, None)
-    return Answers(sampled, oracle.score(list(prompts), [one.text for one in sampled]))
+@dataclass(frozen=True)
+class Closing:
+    """The held-out rows and how a run's two models are measured on them. `pairs`: at most so many are scored."""
+
+    rows: Sequence[EncodedRow]
+    tokenizer: Any
+    settings: SamplingSettings
+    seed: int
+    beta: float
+    batch_size: int = 64
+    pairs: int = 256
+
+    @property
+    def clusters(self) -> list[str]:
+        """The prompt of each row."""
+        return [prompt_key(row["prompt"]) for row in self.rows]
+
+    @property
+    def paired(self) -> list[EncodedRow]:
+        """The rows whose two responses are scored."""
+        return [row for row in self.rows if row["chosen_ids"] is not None][: self.pairs]
+
+    def voice(self, model: Any) -> Voice:
+        """One response per prompt, and the held-out pairs scored. The seed of a prompt is its position, so that models are
+        compared on equal numbers."""
+        generator = TransformersGenerator(lambda: unwrapped(model), self.tokenizer, self.settings)
+        keys: list[Any] = [(self.seed, "final", position) for position in range(len(self.rows))]
+        sampled = generator.sample([row["prompt_ids"] for row in self.rows], keys)
+        both = [(row["prompt_ids"], list(row["chosen_ids"] or [])) for row in self.paired]
+        both += [(row["prompt_ids"], list(row["rejected_ids"] or [])) for row in self.paired]
+        found, count = self.log_probs(model, both), len(self.paired)
+        return Voice(sampled, list(zip(found[:count], found[count:], strict=True)))
+
+    def log_probs(self, model: Any, sequences: list[tuple[list[int], list[int]]]) -> list[float]:
+        """log pi(y|x) in nats."""
+        return score_sequences(model, sequences, pad_id=self.settings.pad_id, batch_size=self.batch_size)
 
 
-def compare_with_reference(
-    policy: Answers,
-    reference: Answers,
-    reference_model: Any,
-    prompts: Sequence[Prompt],
-    prompt_ids: Sequence[list[int]],
-    *,
-    oracle: Oracle | None,
-    temperature: float,
-    pad_id: int,
-    batch_size: int = 64,
+def close(
+    closing: Closing, policy: Any, reference: Loaded, oracle: Oracle | None, precision: Loaded
 ) -> Findings:
-    """Reward, its paired change, win rate over the reference (ties one half), KL to it and length, each with n and interval.
+    """Reward, its paired change, win rate over the reference (ties one half), margin and accuracy on held-out pairs, KL to the
+    reference, length and diversity, each with n and interval. An oracle that fails costs its own metrics only, with a note.
 
     The KL is KL(policy || reference) in nats per response, estimated from the policy's own samples; at another temperature
     than 1 they are not its own, so it is left out.
     """
-    metrics: dict[str, dict[str, Any]] = {}
-    if policy.rewards is not None and reference.rewards is not None:
-        metrics["reward"] = asdict(mean_interval(policy.rewards))
-        metrics["reward_reference"] = asdict(mean_interval(reference.rewards))
-        metrics["reward_gain"] = asdict(paired_interval(policy.rewards, reference.rewards))
+    findings, clusters = Findings(), closing.clusters
+    with precision():
+        ours = closing.voice(policy)
+    with reference() as model:
+        theirs = closing.voice(model)
+        ratios = None
+        if closing.settings.temperature == 1.0:
+            sequences = [
+                (row["prompt_ids"], list(one.ids))
+                for row, one in zip(closing.rows, ours.sampled, strict=True)
+            ]
+            scores = closing.log_probs(model, sequences)
+            ratios = [one.log_prob - score for one, score in zip(ours.sampled, scores, strict=True)]
+    judged: dict[str, Sequence[Any]] = {}
     if oracle is not None:
-        metrics["win_rate"] = asdict(win_rate(_outcomes(policy, reference, prompts, oracle)))
-    if temperature == 1.0:
-        sequences = [(list(ids), list(one.ids)) for ids, one in zip(prompt_ids, policy.sampled, strict=True)]
-        scores = score_sequences(reference_model, sequences, pad_id=pad_id, batch_size=batch_size)
-        ratios = [one.log_prob - score for one, score in zip(policy.sampled, scores, strict=True)]
-        metrics["kl"] = asdict(mean_interval(ratios))
-    metrics["length"] = asdict(mean_interval([len(one.ids) for one in policy.sampled]))
-    metrics["length_reference"] = asdict(mean_interval([len(one.ids) for one in reference.sampled]))
-    return Findings(metrics, _samples(policy, reference, prompts))
+        try:
+            judged = _ask(findings, oracle, closing, ours, theirs)
+        except Exception as error:
+            findings.notes.append(f"The oracle failed when the run was closed, so it judged nothing: {error}")
+    metrics, left_out = response_numbers(ours.sampled, clusters, closing.settings.eos_ids)
+    findings.metrics.update(metrics)
+    findings.notes += [f"{name} was left out: {why}." for name, why in left_out.items()]
+    if ratios is not None:
+        findings.metrics["kl"] = kl_number(ratios, clusters)
+    lengths = [float(len(one.ids)) for one in theirs.sampled]
+    findings.metrics["length_reference"] = asdict(mean_interval(lengths, clusters))
+    if closing.paired:
+        keys = [prompt_key(row["prompt"]) for row in closing.paired]
+        findings.metrics.update(pair_numbers(ours.pairs, theirs.pairs, closing.beta, keys))
+    findings.samples = _samples(closing, ours, theirs, judged, ratios)
+    return findings
 
 
 def has_risen(metrics: dict[str, dict[str, Any]]) -> bool | None:
@@ -93,42 +130,47 @@ def has_risen(metrics: dict[str, dict[str, Any]]) -> bool | None:
     return None if gain is None or gain["low"] is None else gain["low"] > 0
 
 
-def _outcomes(
-    policy: Answers, reference: Answers, prompts: Sequence[Prompt], oracle: Oracle
-) -> list[float | None]:
-    """1, 1/2 or 0 per prompt for the policy's answer against the reference's; None where the oracle abstains."""
-    pairs = [
-        Pair(prompt, *texts) for prompt, *texts in zip(prompts, policy.texts, reference.texts, strict=True)
-    ]
-    outcomes: list[float | None] = []
-    for preference in ask(oracle, pairs)[0]:
-        p = preference.first_wins
-        outcomes.append(None if p is None else 0.5 if p == 0.5 else float(p > 0.5))
-    return outcomes
+def _ask(
+    findings: Findings, oracle: Oracle, closing: Closing, ours: Voice, theirs: Voice
+) -> dict[str, Sequence[Any]]:
+    """The oracle's metrics into `findings`; returns what it said of each prompt, as columns."""
+    prompts: list[Prompt] = [row["prompt"] for row in closing.rows]
+    clusters = closing.clusters
+    columns: dict[str, Sequence[Any]] = {}
+    if isinstance(oracle, ScoringOracle):
+        findings.calls += 2 * len(prompts)
+        rewards = oracle.score(prompts, ours.texts), oracle.score(prompts, theirs.texts)
+        columns = {"reward": rewards[0], "reward_reference": rewards[1]}
+        verdicts = win_rate.from_scores(*rewards)
+        findings.metrics["reward"] = asdict(mean_interval(rewards[0], clusters))
+        findings.metrics["reward_reference"] = asdict(mean_interval(rewards[1], clusters))
+        findings.metrics["reward_gain"] = asdict(paired_interval(*rewards, clusters))
+    else:
+        texts = zip(prompts, ours.texts, theirs.texts, strict=True)
+        verdicts, calls = win_rate.judge(oracle, [Pair(*one) for one in texts])
+        findings.calls += calls
+    both = zip(ours.sampled, theirs.sampled, strict=True)
+    longer = [float(len(one.ids) - len(other.ids)) for one, other in both]
+    found = win_rate.summary(verdicts, clusters, longer, symmetric=win_rate.is_symmetric(oracle))
+    findings.metrics["win_rate"] = found["win_rate"]
+    findings.metrics["win_rate_length_controlled"] = found["length_controlled"]
+    return {**columns, "win": [one.outcome for one in verdicts]}
 
 
-def _samples(policy: Answers, reference: Answers, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    rows = []
-    for place, prompt in enumerate(prompts):
-        row: dict[str, Any] = {
-            "prompt": prompt,
-            "reference": reference.texts[place],
-            "response": policy.texts[place],
-        }
-        if policy.rewards is not None and reference.rewards is not None:
-            row.update(reward=policy.rewards[place], reward_reference=reference.rewards[place])
-        rows.append(row)
-    return rows
-
-
-def show(interval: Interval | dict[str, Any] | None, digits: int = 2) -> str:
-    """`1.23 [1.10, 1.36], n = 512`."""
-    if interval is None:
-        return "-"
-    values = asdict(interval) if isinstance(interval, Interval) else interval
-    if values["mean"] is None:
-        return "-"
-    text = f"{values['mean']:.{digits}f}"
-    if values["low"] is not None:
-        text += f" [{values['low']:.{digits}f}, {values['high']:.{digits}f}]"
-    return f"{text}, n = {values['n']}"
+def _samples(
+    closing: Closing,
+    ours: Voice,
+    theirs: Voice,
+    judged: dict[str, Sequence[Any]],
+    ratios: list[float] | None,
+) -> list[dict[str, Any]]:
+    columns: dict[str, Sequence[Any]] = {
+        "prompt": [row["prompt"] for row in closing.rows],
+        "reference": theirs.texts,
+        "response": ours.texts,
+        "length": [len(one.ids) for one in ours.sampled],
+        **judged,
+    }
+    if ratios is not None:
+        columns["log_ratio"] = ratios
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -129,7 +129,7 @@ def rate_interval(
     error = _cluster_error(sums, sizes)
     # Clusters that all agree say nothing of the spread: then each counts as one outcome.
     effective = rate * (1 - rate) / error**2 if error > 1e-9 and 0 < rate < 1 else float(groups)
-    z2 = _t_quantile(level, groups - 1) ** 2 / effective
+    z2 = t_quantile(level, groups - 1) ** 2 / effective
     centre = (rate + z2 / 2) / (1 + z2)
     half = math.sqrt(z2 * rate * (1 - rate) + z2 * z2 / 4) / (1 + z2)
     # At 0 and 1 the exact limit is the rate itself; rounding must not move it past.
@@ -158,6 +158,18 @@ def win_rate(
     rate = rate_interval(values, keys, level=level)
     ties = sum(v == 0.5 for v in values)
     return WinRate(rate.mean, rate.low, rate.high, rate.n, rate.clusters, ties, len(outcomes) - len(judged))
+
+
+def standard_error(
+    values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None
+) -> float | None:
+    """The cluster-robust standard error of the mean, in the unit of the values; None with fewer than two clusters.
+
+    >>> standard_error([1.0, 3.0])
+    1.0
+    """
+    sums, sizes = _by_cluster(_finite(values, "values"), clusters)
+    return _cluster_error(sums, sizes) if len(sums) > 1 else None
 
 
 def ratio_interval(
@@ -228,7 +240,7 @@ def _cluster_error(sums: Floats, sizes: Floats) -> float:
 def _t_limits(sums: Floats, sizes: Floats, level: float, seed: int, resamples: int) -> tuple[float, float]:
     """Lower and upper quantile of (mean* - mean) / se*: bootstrapped, or Student's with few clusters."""
     groups = len(sums)
-    student = _t_quantile(level, groups - 1)
+    student = t_quantile(level, groups - 1)
     if groups < FEW_CLUSTERS:
         return -student, student
     rng = np.random.default_rng(seed)
@@ -253,7 +265,7 @@ def _t_limits(sums: Floats, sizes: Floats, level: float, seed: int, resamples: i
     return float(low), float(high)
 
 
-def _t_quantile(level: float, df: int) -> float:
+def t_quantile(level: float, df: int) -> float:
     """t with P(|T| < t) = level for Student's distribution with df >= 1, to about 1e-5.
 
     With T = sqrt(df) tan(u) the density of u is proportional to cos(u)^(df-1) on (-pi/2, pi/2): a smooth

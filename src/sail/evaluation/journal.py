@@ -1,0 +1,114 @@
+"""A file that work is appended to chunk by chunk, so that what was killed continues where it stopped. No torch.
+
+The first line is a header that says what the work is of (fingerprints of models and data, settings, seed). Every other line
+is one row of a chunk, {"chunk": name, "of": rows in the chunk, ...}. A chunk counts once all its rows are there; the rest of
+the file is cut off when it is opened, and made again. What is read back equals what was written, to the last digit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sail.errors import SailError
+
+Row = dict[str, Any]
+
+
+class Journal:
+    """Rows of finished chunks by name; use it as a context. `overwrite` starts anew whatever is there.
+
+    Raises SailError, naming the keys that differ, if the file was begun with another header.
+    """
+
+    def __init__(self, path: Path, header: Row, *, overwrite: bool = False) -> None:
+        self.path = path
+        self.header: Row = json.loads(json.dumps(header))
+        self.chunks: dict[str, list[Row]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = 0 if overwrite or not path.exists() else self._read()
+        self.file = path.open("r+b" if path.exists() else "wb")
+        self.file.truncate(kept)
+        self.file.seek(kept)
+        if kept == 0:
+            self._write([self.header])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.file.close()
+
+    def chunk(self, name: str, make: Callable[[], list[Row]]) -> list[Row]:
+        """The rows of a chunk: those of the file, else those that `make` returns (at least one), which are written first."""
+        if name not in self.chunks:
+            rows = make()
+            self._write([{"chunk": name, "of": len(rows), **row} for row in rows])
+            self.chunks[name] = rows
+        return self.chunks[name]
+
+    def _write(self, rows: list[Row]) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+        self.file.write(text.encode("utf-8", errors="replace"))
+        self.file.flush()
+
+    def _read(self) -> int:
+        """Take the whole chunks; returns how many bytes of the file are good."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        before = _row(lines[0]) if lines else None
+        if before is None:
+            if len(lines) > 1:
+                raise SailError(
+                    f"{self.path} is not a file that sail eval wrote. Choose another folder with --out."
+                )
+            return 0
+        self._refuse_changes(before)
+        good = place = len(lines[0])
+        open_chunk: list[Row] = []
+        for line in lines[1:]:
+            row = _row(line)
+            if row is None or (open_chunk and row.get("chunk") != open_chunk[0].get("chunk")):
+                break
+            place += len(line)
+            open_chunk.append(row)
+            if len(open_chunk) == row.get("of"):
+                self.chunks[row["chunk"]] = [
+                    {key: value for key, value in one.items() if key not in ("chunk", "of")}
+                    for one in open_chunk
+                ]
+                good, open_chunk = place, []
+        return good
+
+    def _refuse_changes(self, before: Row) -> None:
+        keys = sorted(before.keys() | self.header.keys())
+        changed = [key for key in keys if before.get(key) != self.header.get(key)]
+        if changed:
+            listed = "; ".join(
+                f"{key}: {_short(before.get(key))} then, {_short(self.header.get(key))} now"
+                for key in changed
+            )
+            raise SailError(
+                f"{self.path} was begun with other settings ({listed}), so it cannot be continued. Put them back, start anew "
+                "with --overwrite, or choose another folder with --out."
+            )
+
+
+def _row(line: bytes) -> Row | None:
+    """The object of a whole line, else None."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 44 else text[:41] + "..."

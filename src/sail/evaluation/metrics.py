@@ -1,0 +1,73 @@
+"""The numbers of an evaluation from what was sampled and scored: lists in, intervals by name out."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sail.evaluation.diversity import SAMPLE, distinct, duplicates, self_repetition
+from sail.evaluation.stats import mean_interval, rate_interval, standard_error
+from sail.generation.base import Sampled
+
+Numbers = dict[str, dict[str, Any]]
+
+
+def pair_numbers(
+    policy: Sequence[tuple[float, float]],
+    reference: Sequence[tuple[float, float]],
+    beta: float,
+    clusters: Sequence[Hashable],
+) -> Numbers:
+    """margin and accuracy over held-out pairs, from log pi and log pi_ref (nats) of (chosen, rejected).
+
+    margin: h = beta * ((log pi - log pi_ref)(chosen) - (log pi - log pi_ref)(rejected)), as training defines it, so in units of
+    beta nats; 0 for the reference itself. accuracy: share of pairs with h > 0, ties one half.
+    """
+    margins = [beta * ((p[0] - r[0]) - (p[1] - r[1])) for p, r in zip(policy, reference, strict=True)]
+    right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
+    return {
+        "margin": asdict(mean_interval(margins, clusters)),
+        "accuracy": asdict(rate_interval(right, clusters)),
+    }
+
+
+def kl_number(log_ratios: Sequence[float], clusters: Sequence[Hashable]) -> dict[str, Any]:
+    """KL(policy || reference) in nats per response: the mean of log pi - log pi_ref over the policy's own samples at
+    temperature 1, with its interval and, as "se", its standard error."""
+    return {
+        **asdict(mean_interval(log_ratios, clusters)),
+        "se": standard_error(log_ratios, clusters) if len(log_ratios) else None,
+    }
+
+
+def response_numbers(
+    sampled: Sequence[Sampled], clusters: Sequence[Hashable], eos_ids: Sequence[int]
+) -> tuple[Numbers, dict[str, str]]:
+    """length, cut, empty, distinct_1 to distinct_3, self_repetition and duplicates; and why one of them is left out.
+
+    length counts tokens, the EOS included where one was emitted; the others look at the tokens before it.
+    """
+    said = [without_end(one.ids, eos_ids) for one in sampled]
+    numbers = {
+        "length": mean_interval([float(len(one.ids)) for one in sampled], clusters),
+        "cut": rate_interval([float(one.cut) for one in sampled], clusters),
+        "empty": rate_interval([float(not one.text.strip()) for one in sampled], clusters),
+        "self_repetition": self_repetition(said, clusters),
+        "duplicates": duplicates(said, clusters),
+    }
+    left_out: dict[str, str] = {}
+    for order in (1, 2, 3):
+        value = distinct(said, order, clusters)
+        if value is None:
+            left_out[f"distinct_{order}"] = (
+                f"it is read at {SAMPLE:,} {order}-grams, and the answers have fewer: ask more prompts"
+            )
+        else:
+            numbers[f"distinct_{order}"] = value
+    return {name: asdict(value) for name, value in numbers.items()}, left_out
+
+
+def without_end(ids: Sequence[int], eos_ids: Sequence[int]) -> tuple[int, ...]:
+    """A response's tokens less the end-of-turn token."""
+    return tuple(ids[:-1]) if ids and ids[-1] in eos_ids else tuple(ids)

@@ -1,0 +1,195 @@
+"""`sail compare`: pairing, normalising, equal KL by hand; and that what forbids a comparison is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fake_runs import write_run
+
+from sail.compare import compare, normalised, paired, read_runs
+from sail.errors import DataError
+from sail.evaluation.comparability import FACTS, differences, sentences
+from sail.evaluation.frontier import as_curve, at_equal_kl, read_at
+
+# ---- reading at equal KL
+
+
+def test_reads_are_on_the_line_between_two_points() -> None:
+    curve = as_curve([(2.0, 3.0), (0.0, 1.0), (1.0, 2.5), (None, 9.0), (1.5, None)])
+    assert curve == [(0.0, 1.0), (1.0, 2.5), (2.0, 3.0)]
+    assert [read_at(curve, kl) for kl in (0.0, 0.5, 1.0, 1.5, 2.0)] == pytest.approx(
+        [1.0, 1.75, 2.5, 2.75, 3.0]
+    )
+    assert read_at(curve, -0.01) is None
+    assert read_at(curve, 2.01) is None
+    assert read_at([], 1.0) is None
+
+
+def test_points_at_the_same_kl_are_one() -> None:
+    assert as_curve([(1.0, 2.0), (1.0, 4.0)]) == [(1.0, 3.0)]
+
+
+def test_equal_kl_by_hand() -> None:
+    """One rises by 1 per nat from 0, the other by 2 from -1; both were seen between 1 and 2: differences 0 to -1."""
+    one, other = as_curve([(0, 0), (2, 2)]), as_curve([(1, 1), (3, 5)])
+    found = at_equal_kl(one, other)
+    assert (found["low"], found["high"]) == (1, 2)
+    assert [row["kl"] for row in found["reads"]] == pytest.approx([1, 1.25, 1.5, 1.75, 2])
+    assert [row["difference"] for row in found["reads"]] == pytest.approx([0, -0.25, -0.5, -0.75, -1])
+    assert found["mean_difference"] == pytest.approx(-0.5)
+    assert at_equal_kl(other, one)["mean_difference"] == pytest.approx(0.5)
+
+
+def test_nothing_is_said_outside_of_what_both_have_seen() -> None:
+    assert at_equal_kl(as_curve([(0, 0), (1, 1)]), as_curve([(2, 0), (3, 1)])) is None
+    assert at_equal_kl(as_curve([(0, 0)]), as_curve([(0, 0), (3, 1)])) is None
+
+
+# ---- what may be compared
+
+SAME: dict[str, Any] = {fact.key: "x" for fact in FACTS}
+
+
+def test_the_same_in_everything_is_comparable() -> None:
+    found = differences(SAME, dict(SAME))
+    assert found == {"comparable": True, "reasons": [], "unknown": []}
+    assert "are comparable" in sentences("a", "b", found)[0]
+
+
+@pytest.mark.parametrize("key", [fact.key for fact in FACTS])
+def test_each_difference_is_named_with_what_is_left(key: str) -> None:
+    found = differences(SAME, {**SAME, key: "y"})
+    assert not found["comparable"]
+    assert [reason["still"] for reason in found["reasons"]] == [f.still for f in FACTS if f.key == key]
+    said = "\n".join(sentences("a", "b", found))
+    assert "a and b are NOT comparable" in said
+    assert "Still comparable: " in said
+
+
+def test_what_is_not_known_is_said_and_forbids_nothing() -> None:
+    found = differences({**SAME, "steps": None}, SAME)
+    assert found["comparable"]
+    assert found["unknown"] == ["number of optimiser steps"]
+    assert "Not proven: number of optimiser steps" in sentences("a", "b", found)[-1]
+
+
+def test_equal_paths_prove_nothing() -> None:
+    by_path = {**SAME, "train_rows": "path pairs.jsonl"}
+    assert differences(by_path, by_path)["unknown"] == ["training data (the paths are the same)"]
+    assert differences(by_path, SAME)["unknown"] == ["training data"]
+    assert not differences(by_path, {**SAME, "train_rows": "path other.jsonl"})["comparable"]
+
+
+# ---- run folders
+
+
+def change(folder: Path, file: str, **changes: Any) -> None:
+    path = folder / file
+    load, dump = (json.loads, json.dumps) if path.suffix == ".json" else (yaml.safe_load, yaml.safe_dump)
+    path.write_text(dump({**load(path.read_text()), **changes}))
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """Two made-up runs that differ in nothing but their samples."""
+    folders = [write_run(tmp_path / name, "dpo", lines=60, seed=i) for i, name in enumerate(("one", "two"))]
+    for i, folder in enumerate(folders):
+        samples = [
+            {"prompt": f"p{k}", "response": "r", "reward": k + 0.5 * i + 0.1 * k * i, "reward_reference": 1.0}
+            for k in range(12)
+        ]
+        gain = {"mean": 2.0, "low": 1.0, "high": 3.0, "n": 12, "clusters": 12}
+        change(
+            folder, "results.json", steps=50, oracle_calls=0, samples=samples, metrics={"reward_gain": gain}
+        )
+    return folders
+
+
+def run_compare(folders: list[Path], tmp_path: Path, **settings: Any) -> dict[str, Any]:
+    found = compare(folders, out=tmp_path / "compare.json", **settings)
+    assert json.loads((tmp_path / "compare.json").read_text()) == found
+    return found
+
+
+def test_differences_are_paired_and_have_the_right_sign(two, tmp_path, capsys) -> None:
+    """two less one: .5 + .1 k over k = 0..11, mean 1.05; pairing takes the spread of the prompts out."""
+    found = run_compare(two, tmp_path)
+    gap = found["differences"]["two"]["reward"]
+    assert gap["mean"] == pytest.approx(1.05)
+    assert gap["n"] == 12
+    assert gap["low"] > 0.7
+    assert run_compare(two, tmp_path, to="two")["differences"]["one"]["reward"]["mean"] == pytest.approx(
+        -1.05
+    )
+    said = capsys.readouterr().out
+    assert "minus one, paired by prompt" in said
+    assert "compare.json" in said
+
+
+def test_only_shared_prompts_are_paired_and_copies_count_once(two, tmp_path) -> None:
+    samples = json.loads((two[1] / "results.json").read_text())["samples"]
+    change(two[1], "results.json", samples=[*samples[:6], samples[0], {**samples[0], "prompt": "new"}])
+    one, other = read_runs(two)
+    gap = paired(other, one)
+    assert gap["prompts"] == gap["reward"]["n"] == 6
+    assert gap["reward"]["mean"] == pytest.approx(0.5 + 0.1 * 2.5)
+
+
+def test_gain_per_cost_by_hand(two) -> None:
+    """A gain of 2 in 50 steps of 0.4 s: 40 per 1,000 steps, 360 per hour; 400 calls make 5 per 1,000 calls."""
+    change(two[0], "results.json", seconds_per_step=0.4, oracle_calls=400)
+    found = normalised(read_runs(two)[0])
+    assert found["per_1000_steps"]["mean"] == pytest.approx(40)
+    assert found["per_hour"]["low"] == pytest.approx(180)
+    assert found["per_1000_oracle_calls"]["high"] == pytest.approx(7.5)
+    assert normalised(read_runs(two)[1])["per_1000_oracle_calls"] is None
+
+
+def test_other_costs_are_said(two, tmp_path, capsys) -> None:
+    change(two[1], "results.json", steps=80, oracle_calls=640, fingerprints={"train_rows": "b" * 64})
+    change(two[0], "results.json", fingerprints={"train_rows": "a" * 64})
+    found = run_compare(two, tmp_path)["comparable"]["two"]
+    what = [reason["what"] for reason in found["reasons"]]
+    assert what == ["training data", "number of optimiser steps", "oracle labels spent"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "two and one are NOT comparable as they stand" in said
+    assert "other oracle labels spent (640 and 0)" in said
+    assert "other training data (bbbbbbbb and aaaaaaaa)" in said
+
+
+def test_a_frontier_goes_before_the_course_of_training(two, tmp_path) -> None:
+    assert run_compare(two, tmp_path)["equal_kl"]["two"]["curves"] == "metrics.jsonl"
+    for i, folder in enumerate(two):
+        (folder / "eval").mkdir()
+        results = json.loads((folder / "results.json").read_text())
+        results["frontier"] = [{"step": s, "kl": {"mean": s}, "reward": {"mean": s + i}} for s in (0, 1, 2)]
+        (folder / "eval" / "results.json").write_text(json.dumps(results))
+    found = run_compare(two, tmp_path)
+    assert found["equal_kl"]["two"]["curves"] == "frontier"
+    assert found["equal_kl"]["two"]["mean_difference"] == pytest.approx(1.0)
+    assert found["runs"]["one"]["source"].endswith("eval/results.json")
+
+
+def test_what_is_missing_is_named(two, tmp_path) -> None:
+    with pytest.raises(DataError, match="at least two"):
+        compare(two[:1], out=tmp_path / "c.json")
+    with pytest.raises(DataError, match="There is no run three"):
+        compare(two, to="three", out=tmp_path / "c.json")
+    with pytest.raises(DataError, match="is not a run folder"):
+        compare([two[0], tmp_path], out=tmp_path / "c.json")
+    with pytest.raises(DataError, match="Two of the folders are called"):
+        compare([two[0], two[0]], out=tmp_path / "c.json")
+    (two[1] / "results.json").unlink()
+    with pytest.raises(DataError, match="has no results yet"):
+        compare(two, out=tmp_path / "c.json")
+
+
+def test_no_torch_is_loaded() -> None:
+    code = "import sys, sail.compare, sail.evaluation.show; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
