@@ -185,7 +185,7 @@ def _anything_wrong(found: list[Row], health: list[Row], records: list[RunRecord
     states = [outcome["state"] for outcome in outcomes if outcome["applies"]]
     absent = len(outcomes) - len(states)
     counted = [f"{states.count(FINE)} checks are fine", f"{states.count(UNMEASURED)} not measured"]
-    counted += [f"{absent} do not apply"]
+    counted += [f"{absent} do{'es' if absent == 1 else ''} not apply"]
     looked = ", ".join(part for part in counted if not part.startswith("0 ")) + "."
     if not warnings:
         if not states.count(FINE):

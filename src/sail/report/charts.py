@@ -80,7 +80,7 @@ def draw(chart: Chart, names: list[str], *, wide: bool = False) -> str:
 def _size(chart: Chart, wide: bool) -> tuple[float, float]:
     """Points of 1/72 inch: a chart is as wide as a narrow card, so that its text is read at its own size."""
     if chart["kind"] == "frontier":
-        return (640, 380) if wide else (400, 340)
+        return (640, 430) if wide else (400, 340)
     return 400, 250 if chart["kind"] == "lines" else 70 + 34 * len(chart["series"])
 
 

@@ -60,7 +60,11 @@ def draw_frontier(axes: Any, chart: Chart, names: list[str]) -> None:
     axes.set_xlabel(chart["x_unit"])
     axes.set_ylabel(chart["unit"])
     axes.margins(x=0.08, y=0.08)
-    _place(axes, labels)
+    _place(axes, labels, [(p["kl"], p["reward"]) for row in series for p in _all(row)])
+
+
+def _all(row: Row) -> list[Row]:
+    return [*row["points"], *([row["final"]] if row["final"] else [])]
 
 
 def _bars(axes: Any, point: Row, colour: str, alpha: float, run: int) -> None:
@@ -100,13 +104,19 @@ def _labels(row: Row, name: str) -> list[tuple[float, float, str, int]]:
     return found
 
 
-def _place(axes: Any, labels: list[tuple[float, float, str, int]]) -> None:
-    """Write labels beside their points: names first, and a step's number only where it covers no other label."""
+def _place(axes: Any, labels: list[tuple[float, float, str, int]], points: list[tuple[float, float]]) -> None:
+    """Write labels beside their points: names first, and a step's number only where it covers no label or point."""
     axes.figure.draw_without_rendering()  # settles the layout, so that places are known
     frame = axes.get_window_extent()
     taken: list[tuple[float, float, float, float]] = []
+    for point in points:
+        px, py = axes.transData.transform(point)
+        taken.append((px - 3, py - 3, px + 3, py + 3))
+    said: list[tuple[str, float, float]] = []
     for x, y, text, run in sorted(labels, key=lambda label: label[2].startswith("step ")):
         px, py = axes.transData.transform((x, y))
+        if any(text == other and abs(px - ox) + abs(py - oy) < 70 for other, ox, oy in said):
+            continue  # runs evaluated at the same step say it once
         is_step = text.startswith("step ")
         size = 10.5 if is_step else 12
         width, height = 0.56 * size * len(text), 1.1 * size
@@ -127,6 +137,7 @@ def _place(axes: Any, labels: list[tuple[float, float, str, int]]) -> None:
             dx, dy = _AROUND[2]
             box = (px - 7 - width, py + 5, px - 7, py + 5 + height)
         taken.append(box)
+        said.append((text, px, py))
         axes.annotate(
             text,
             (x, y),
