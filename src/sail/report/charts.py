@@ -20,6 +20,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text: sharp, selectable, in the page's font
     "font.family": ["sans-serif"],
     "font.size": 12,
+    "text.parse_math": False,  # a run's name may hold dollars
     "figure.facecolor": "none",
     "text.color": TEXT,
     "axes.labelcolor": TEXT,

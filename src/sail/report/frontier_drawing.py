@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Any
+import itertools
+import math
+from typing import Any, NamedTuple
 
 from sail.report.curves import Chart
 from sail.report.palette import PANEL, TEXT, style
 from sail.report.record import Row
 from sail.report.words import show
 
-_AROUND = [
-    (7, 5),
-    (7, -13),
-    (-7, 5),
-    (-7, -13),
-    (0, 12),
-    (0, -20),
-]  # where a label may stand, best place first
+
+class Label(NamedTuple):
+    """A text beside a point: a run's name, or the step of an evaluation."""
+
+    x: float
+    y: float
+    text: str
+    run: int
+    is_step: bool
+
+    @property
+    def size(self) -> float:
+        """Of the font, in points."""
+        return 10.5 if self.is_step else 12.0
+
+
+Box = tuple[float, float, float, float]
+
+_AROUND = [  # where a label may stand beside its point, in points
+    (dx * far, dy * far - 5)
+    for far in (1, 2, 3.5)
+    for dx, dy in ((9, 8), (9, -8), (-9, 8), (-9, -8), (0, 15), (0, -15), (12, 0), (-12, 0))
+]
+_LABEL = 100.0  # how much worse it is to cover a label than a piece of line
 
 
 def draw_frontier(axes: Any, chart: Chart, names: list[str]) -> None:
     """One joined line of evaluations per run with bars, the finished policy ringed, the reference as a diamond at KL 0."""
     series = chart["series"]
     faint = 0.28 if len(series) > 1 else 0.5
-    labels: list[tuple[float, float, str, int]] = []
+    labels: list[Label] = []
     for row in series:
         run, points = row["run"], row["points"]
         colour, dash = style(run)
@@ -60,11 +78,13 @@ def draw_frontier(axes: Any, chart: Chart, names: list[str]) -> None:
     axes.set_xlabel(chart["x_unit"])
     axes.set_ylabel(chart["unit"])
     axes.margins(x=0.08, y=0.08)
-    _place(axes, labels, [(p["kl"], p["reward"]) for row in series for p in _all(row)])
+    _place(axes, labels, _joined(series))
 
 
-def _all(row: Row) -> list[Row]:
-    return [*row["points"], *([row["final"]] if row["final"] else [])]
+def _joined(series: list[Row]) -> list[list[tuple[float, float]]]:
+    """What is drawn as (KL, reward): a line per run, and each finished policy by itself."""
+    lines = [[(p["kl"], p["reward"]) for p in row["points"]] for row in series if row["points"]]
+    return lines + [[(row["final"]["kl"], row["final"]["reward"])] for row in series if row["final"]]
 
 
 def _bars(axes: Any, point: Row, colour: str, alpha: float, run: int) -> None:
@@ -90,67 +110,85 @@ def _starts(axes: Any, series: list[Row]) -> None:
         axes.plot([0], [start["mean"]], "D", color=TEXT, markerfacecolor=PANEL, markersize=6, zorder=4)
 
 
-def _labels(row: Row, name: str) -> list[tuple[float, float, str, int]]:
-    """(x, y, text, run): the steps of the first and the last evaluation, and the run's name at its end."""
-    points, final = row["points"], row["final"]
-    name = name if len(name) <= 20 else name[:19] + "…"
+def _labels(row: Row, name: str) -> list[Label]:
+    """The run's name at its end, then the steps of the first and the last evaluation."""
+    points, run = row["points"], row["run"]
     found = []
-    if final and name:
-        found.append((final["kl"], final["reward"], name, row["run"]))
-    elif points and name:
-        found.append((points[-1]["kl"], points[-1]["reward"], name, row["run"]))
+    if name:
+        end = row["final"] or points[-1]
+        found.append(
+            Label(end["kl"], end["reward"], name if len(name) <= 20 else name[:19] + "…", run, False)
+        )
     for point in [*points[:1], *points[1:][-1:]]:
-        found.append((point["kl"], point["reward"], f"step {show(point['step'])}", row["run"]))
+        found.append(Label(point["kl"], point["reward"], f"step {show(point['step'])}", run, True))
     return found
 
 
-def _place(axes: Any, labels: list[tuple[float, float, str, int]], points: list[tuple[float, float]]) -> None:
-    """Write labels beside their points: names first, and a step's number only where it covers no label or point."""
+def _place(axes: Any, labels: list[Label], lines: list[list[tuple[float, float]]]) -> None:
+    """Write labels where they cover least: names always, a step's number only where it covers no other label.
+
+    Runs that were evaluated at the same step near each other say it once.
+    """
     axes.figure.draw_without_rendering()  # settles the layout, so that places are known
-    frame = axes.get_window_extent()
-    taken: list[tuple[float, float, float, float]] = []
-    for point in points:
-        px, py = axes.transData.transform(point)
-        taken.append((px - 3, py - 3, px + 3, py + 3))
+    window = axes.get_window_extent()
+    frame = (window.x0, window.y0, window.x1 + 4, window.y1 + 4)
+    covered = [(box, 1.0) for line in lines for box in _along([axes.transData.transform(p) for p in line])]
     said: list[tuple[str, float, float]] = []
-    for x, y, text, run in sorted(labels, key=lambda label: label[2].startswith("step ")):
-        px, py = axes.transData.transform((x, y))
-        if any(text == other and abs(px - ox) + abs(py - oy) < 70 for other, ox, oy in said):
-            continue  # runs evaluated at the same step say it once
-        is_step = text.startswith("step ")
-        size = 10.5 if is_step else 12
-        width, height = 0.56 * size * len(text), 1.1 * size
-        for dx, dy in _AROUND:
-            left = px + dx - (width if dx < 0 else width / 2 if dx == 0 else 0)
-            box = (left, py + dy, left + width, py + dy + height)
-            inside = (
-                box[0] >= frame.x0
-                and box[2] <= frame.x1 + 4
-                and box[1] >= frame.y0
-                and box[3] <= frame.y1 + 4
-            )
-            if inside and not any(_overlap(box, other) for other in taken):
-                break
-        else:
-            if is_step:
-                continue
-            dx, dy = _AROUND[2]
-            box = (px - 7 - width, py + 5, px - 7, py + 5 + height)
-        taken.append(box)
-        said.append((text, px, py))
+    for label in sorted(labels, key=lambda label: label.is_step):
+        at = axes.transData.transform((label.x, label.y))
+        if any(label.text == text and abs(at[0] - x) + abs(at[1] - y) < 70 for text, x, y in said):
+            continue
+        costs = [
+            _cost(_box(label, at, shift), frame, covered) + 0.05 * math.hypot(*shift) for shift in _AROUND
+        ]
+        if label.is_step and min(costs) >= _LABEL:
+            continue
+        shift = _AROUND[costs.index(min(costs))]
+        covered.append((_box(label, at, shift), _LABEL))
+        said.append((label.text, *at))
         axes.annotate(
-            text,
-            (x, y),
-            (dx, dy),
+            label.text,
+            (label.x, label.y),
+            shift,
             textcoords="offset points",
-            ha="right" if dx < 0 else "center" if dx == 0 else "left",
-            fontsize=size,
-            color=TEXT if is_step else style(run)[0],
-            alpha=0.8 if is_step else 1,
-            fontweight="normal" if is_step else "bold",
-            gid=f"run-{run}-label",
+            ha=_side(shift),
+            fontsize=label.size,
+            color=TEXT if label.is_step else style(label.run)[0],
+            fontweight="normal" if label.is_step else "bold",
+            bbox={"facecolor": PANEL, "alpha": 0.7, "lw": 0, "pad": 0.5},
+            gid=f"run-{label.run}-label",
+            zorder=6,
         )
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _side(shift: tuple[float, float]) -> str:
+    """How a text is aligned to where it stands."""
+    return "right" if shift[0] < 0 else "center" if shift[0] == 0 else "left"
+
+
+def _box(label: Label, at: tuple[float, float], shift: tuple[float, float]) -> Box:
+    """About what the text of a label covers."""
+    width = (0.56 if label.is_step else 0.63) * label.size * len(label.text)
+    left = at[0] + shift[0] - {"left": 0.0, "center": width / 2, "right": width}[_side(shift)]
+    return (left, at[1] + shift[1], left + width, at[1] + shift[1] + 1.1 * label.size)
+
+
+def _cost(box: Box, frame: Box, covered: list[tuple[Box, float]]) -> float:
+    """How bad it is to write there: what is covered, and far more if it does not fit into the frame."""
+    outside = box[0] < frame[0] or box[1] < frame[1] or box[2] > frame[2] or box[3] > frame[3]
+    return 1000.0 * outside + sum(weight for other, weight in covered if _overlap(box, other))
+
+
+def _along(places: list[tuple[float, float]]) -> list[Box]:
+    """Small boxes along a drawn line, 6 pixels apart."""
+    boxes = []
+    for (ax, ay), (bx, by) in itertools.pairwise([places[0], *places]):
+        parts = max(1, int(max(abs(bx - ax), abs(by - ay)) / 6))
+        for k in range(1, parts + 1):
+            px, py = ax + (bx - ax) * k / parts, ay + (by - ay) * k / parts
+            boxes.append((px - 2, py - 2, px + 2, py + 2))
+    return boxes
+
+
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

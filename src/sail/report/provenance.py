@@ -19,7 +19,7 @@ Cell = dict[str, Any]
 
 def facts(records: list[RunRecord]) -> list[Row]:
     """[{"id", "name", "about", "cells": [Cell per run]}]; a fact that no run can tell is left out."""
-    rows = [
+    rows: list[Row] = [
         {"id": id, "name": name, "about": about, "cells": [tell(record) for record in records]}
         for id, name, about, tell in FACTS
     ]
@@ -42,7 +42,7 @@ def common(records: list[RunRecord]) -> list[Row]:
 
 def _one_line(text: object) -> str:
     """A prompt or response in one line, its start."""
-    words = " / ".join(message["content"] for message in messages(text)) if text else ""
+    words = " / ".join(str(message["content"]) for message in messages(text)) if text else ""
     return words if len(words) <= 160 else words[:159] + "…"
 
 

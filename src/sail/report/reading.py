@@ -77,7 +77,7 @@ def _pair(run: int, row: Row) -> Row:
     """
     label, probability = number(row.get("label")), number(row.get("probability"))
     own = number(row.get("policy_probability"))
-    by_oracle = row.get("route") == "dpr" and probability is not None and own is not None
+    told = probability if row.get("route") == "dpr" else None
     return {
         "run": run,
         "step": number(row.get("step")),
@@ -89,7 +89,7 @@ def _pair(run: int, row: Row) -> Row:
         "label": label,
         "probability": probability,
         "policy_probability": own,
-        "disagreement": abs(probability - own) if by_oracle else None,
+        "disagreement": None if told is None or own is None else abs(told - own),
         "lengths": [number(row.get("first_length")), number(row.get("second_length"))],
         "cut": [bool(row.get("first_cut")), bool(row.get("second_cut"))],
         "reason": clean(row.get("reason")) or None,
