@@ -105,7 +105,7 @@ def own_labels(record: RunRecord) -> Outcome:
 
 def abstained(record: RunRecord) -> Outcome:
     """The share of calls without a verdict."""
-    calls: float | None = record.facts.by_route.get("dpr", 0)
+    calls: float | None = record.facts.by_route.get("dpr", 0) - record.facts.unasked
     none: float | None = record.facts.abstained
     if not calls:
         calls, none = record.last("oracle/calls"), record.last("oracle/abstained")

@@ -154,12 +154,14 @@ def asks(record: RunRecord) -> bool:
 
 
 def wanted_routes(record: RunRecord) -> dict[str, float]:
-    """The mixture that the run was asked for, by route; {} where the config does not tell."""
+    """The mixture that the run was asked for, by route, averaged over its steps; {} where the config does not tell."""
     try:
         mixture = mixture_of(record.setting("preset"), record.setting("routes"))
     except (ConfigError, TypeError, AttributeError):
         return {}
-    return {share.route.name: share.weight for share in mixture.shares}
+    if any(share.final_weight is not None for share in mixture.shares) and not record.results:
+        return {}  # weights that change have no known mean before the end
+    return {share.route.name: mixture.mean_weight(share) for share in mixture.shares}
 
 
 def realised_routes(record: RunRecord) -> dict[str, float]:

@@ -49,8 +49,9 @@ class PairFacts:
     """What holds over all pairs of a run.
 
     prompts: distinct prompt texts; rows: distinct dataset indexes (None where a line has none). early, late: the first and the
-    last `WINDOW` pairs, at most a third of all each. abstained: dpr pairs without a verdict of the oracle; ties: those with a
-    verdict but without a label (a half under argmax). verdicts: the oracle's, an even selection of at most `MOST`.
+    last `WINDOW` pairs, at most a third of all each. abstained: dpr pairs on which the oracle was asked and gave no verdict; unasked:
+    those it was not asked about (ask_share); ties: those with a verdict but without a label (a half under argmax).
+    verdicts: the oracle's, an even selection of at most `MOST`.
     common_prompts, common_responses: [(text or messages, times)], the most common first, only those seen twice or more.
     """
 
@@ -59,6 +60,7 @@ class PairFacts:
     by_route: dict[str, int] = field(default_factory=dict)
     by_source: dict[str, int] = field(default_factory=dict)
     abstained: int = 0
+    unasked: int = 0
     ties: int = 0
     prompts: int = 0
     rows: int | None = None
@@ -127,7 +129,7 @@ class _Count:
         self.late: deque[Brief] = deque(maxlen=WINDOW)
         self.verdicts: list[Verdict] = []
         self.judged, self.stride = 0, 1
-        self.abstained = self.ties = 0
+        self.abstained = self.unasked = self.ties = 0
 
     def add(self, row: Row, answered: set[int]) -> None:
         """One pair."""
@@ -156,7 +158,9 @@ class _Count:
         probability = number(row.get("probability"))
         if row.get("route") != "dpr":
             return
-        self.abstained += probability is None
+        unasked = probability is None and str(row.get("reason")).startswith("not asked")
+        self.unasked += unasked
+        self.abstained += probability is None and not unasked
         self.ties += probability is not None and row.get("label") is None
         if probability is None or brief.responses[0] == brief.responses[1]:
             return
@@ -180,6 +184,7 @@ class _Count:
             by_route=dict(sorted(self.routes.items())),
             by_source=dict(sorted(self.sources.items())),
             abstained=self.abstained,
+            unasked=self.unasked,
             ties=self.ties,
             prompts=len(self.prompts),
             rows=None if self.without_index else len(self.indexes),

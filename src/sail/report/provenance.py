@@ -77,12 +77,8 @@ def _calls(record: RunRecord) -> Cell:
         return _cell()
     steps = max(record.column("loss")[0], default=0.0)
     parts = [f"{show(calls)} for training" + (f", {show(calls / steps)} a step" if steps and calls else "")]
-    for key, words, source in [
-        ("oracle_calls_in_evaluation", "for evaluations", record.results),
-        ("oracle_calls", "for the audit", record.audit),
-    ]:
-        more = number(source.get(key))
-        parts += [f"{show(more)} {words}"] if more else []
+    more = number(record.results.get("oracle_calls_in_evaluation"))
+    parts += [f"{show(more)} to measure"] if more else []
     return _cell(*parts, value=calls)
 
 
@@ -91,8 +87,10 @@ def _left_out(record: RunRecord) -> Cell:
     if not given.by_route.get("dpr"):
         return _cell()
     total = given.by_route["dpr"]
-    lines = [f"{show(given.abstained)} without a verdict", f"{show(given.ties)} ties without a label"]
-    return _cell(*lines, f"of {show(total)}", value={"abstained": given.abstained, "ties": given.ties})
+    counted = {"abstained": given.abstained, "not asked": given.unasked, "ties": given.ties}
+    words = {"abstained": "without a verdict", "not asked": "not asked", "ties": "ties without a label"}
+    lines = [f"{show(n)} {words[name]}" for name, n in counted.items() if n]
+    return _cell(", ".join(lines or ["none"]), f"of {show(total)}", value=counted)
 
 
 def _of_verdicts(
@@ -158,7 +156,7 @@ FACTS: list[tuple[str, str, str, Callable[[RunRecord], Cell]]] = [
     ("routes", "Realised routes", "Share of rows, with the mixture that was asked for.", _routes),
     ("sources", "Who labelled the on-policy pairs", "", _sources),
     ("calls", "Oracle calls", "", _calls),
-    ("left-out", "Rows left out", "On-policy pairs that the oracle gave no label to.", _left_out),
+    ("left-out", "Rows left out", "On-policy pairs of route dpr that got no label.", _left_out),
     (
         "decisive",
         "How sure the oracle is",

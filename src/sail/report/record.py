@@ -107,7 +107,10 @@ def read_run(
     not_finite: Counter[str] = Counter()
     metrics = [_only_finite(row, not_finite) for row in _metric_lines(folder / "metrics.jsonl", problems)]
     audit = _read_mapping(folder / "audit.json", problems, optional=True)
-    measured = _read_mapping(folder / "eval" / "results.json", problems, optional=True).get("frontier")
+    evaluated = _read_mapping(
+        folder / "eval" / "results.json", problems, optional=True, name="eval/results.json"
+    )
+    measured = evaluated.get("frontier")
     stated = audit.get("reference_answers")  # beside the run, wherever the folder has been moved to since
     answers = reference_answers(folder / Path(stated).name, problems) if isinstance(stated, str) else {}
     facts, chosen = read_pairs(folder / FILE, max_pairs, problems, set(answers), watch)
@@ -139,20 +142,22 @@ def read_runs(folders: list[Path], *, max_pairs: int = 300, watch: Watch | None 
     ]
 
 
-def _read_mapping(path: Path, problems: list[Problem], *, optional: bool = False) -> Row:
+def _read_mapping(
+    path: Path, problems: list[Problem], *, optional: bool = False, name: str | None = None
+) -> Row:
     """A YAML or JSON file that holds a mapping; {} and a problem if it is broken, something else or missed."""
     if not path.is_file():
         if not optional:
-            problems.append(Problem(path.name, "not there", missing=True))
+            problems.append(Problem(name or path.name, "not there", missing=True))
         return {}
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
         value = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError, RecursionError):
-        problems.append(Problem(path.name, "cannot be parsed (half written?), left out"))
+        problems.append(Problem(name or path.name, "cannot be parsed (half written?), left out"))
         return {}
     if not isinstance(value, dict):
-        problems.append(Problem(path.name, "does not hold a mapping, left out"))
+        problems.append(Problem(name or path.name, "does not hold a mapping, left out"))
         return {}
     return value
 

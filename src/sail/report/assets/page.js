@@ -69,10 +69,10 @@
   const known = (row) => (row.disagreement === null ? -1 : row.disagreement);
   // name: [words, comparison]
   const orders = {
-    early: ["earliest first", (a, b) => a.step - b.step],
-    late: ["latest first", (a, b) => b.step - a.step],
-    unsure: ["least sure first", (a, b) => unsureness(a) - unsureness(b)],
-    disagree: ["policy and oracle furthest apart", (a, b) => known(b) - known(a)],
+    early: ["earliest", (a, b) => a.step - b.step],
+    late: ["latest", (a, b) => b.step - a.step],
+    unsure: ["least sure", (a, b) => unsureness(a) - unsureness(b)],
+    disagree: ["disagreement", (a, b) => known(b) - known(a)],
   };
   if (!rows.some((row) => row.disagreement !== null)) delete orders.disagree;
   form.elements.order.append(...Object.entries(orders).map(([name, [words]]) => new Option(words, name)));
@@ -80,13 +80,13 @@
   // name: [words, which rows]
   const kinds = {
     "": ["all", () => true],
-    disagree: ["policy against oracle", (row) => row.disagreement !== null && aside(row) < 0],
-    agree: ["policy with oracle", (row) => row.disagreement !== null && aside(row) > 0],
-    abstained: ["without a label", (row) => row.label === null],
-    identical: ["same response twice", (row) => row.first === row.second],
-    cut: ["cut by the limit", (row) => row.cut.includes(true)],
-    empty: ["with an empty response", (row) => !row.first.trim() || !row.second.trim()],
-    reference: ["with the reference's answer", (row) => row.reference !== null],
+    disagree: ["disagreeing", (row) => row.disagreement !== null && aside(row) < 0],
+    agree: ["agreeing", (row) => row.disagreement !== null && aside(row) > 0],
+    abstained: ["no label", (row) => row.label === null],
+    identical: ["identical", (row) => row.first === row.second],
+    cut: ["cut", (row) => row.cut.includes(true)],
+    empty: ["empty", (row) => !row.first.trim() || !row.second.trim()],
+    reference: ["with reference", (row) => row.reference !== null],
   };
   for (const [name, [words, which]] of Object.entries(kinds)) {
     if (rows.some(which)) form.elements.show.append(new Option(words, name));
@@ -157,8 +157,13 @@
     const part = element("span");
     part.style.width = `${100 * Math.min(1, Math.max(0, row.probability))}%`;
     bar.append(part);
+    if (row.disagreement !== null) {
+      const tick = element("i");
+      tick.style.left = `${100 * row.policy_probability}%`;
+      bar.append(tick);
+    }
     const label = row.label === null ? "no label" : row.label === row.probability ? "" : `trained as ${round(row.label)}`;
-    const policy = row.disagreement === null ? "" : `policy: ${round(row.policy_probability)}, ${round(row.disagreement)} apart`;
+    const policy = row.disagreement === null ? "" : `the policy said ${round(row.policy_probability)}: ${round(row.disagreement)} apart`;
     const said = [by, `first wins with ${round(row.probability)}`, label, policy, row.reason].filter(Boolean);
     block.append(bar, element("span", "", said.join(" · ")));
     return block;
