@@ -105,8 +105,7 @@ def write_runs(parent: Path, **settings) -> list[Path]:
 
 
 def config(method: str) -> dict:
-    routes = {name: {"weight": weight, "coefficient": 0.3} for name, weight in MIXTURE[method].items()}
-    train = {"output_dir": f"runs/{method}", "preset": method, "routes": routes, "beta": 0.1, "seed": 0}
+    train = {"output_dir": f"runs/{method}", "preset": method, "routes": None, "beta": 0.1, "seed": 0}
     return {"model": "./sft", "train": {**train, "loss_type": "sigmoid", "learning_rate": 1e-4}}
 
 
@@ -136,7 +135,8 @@ def training_line(method: str, i: int, lines: int, rng) -> dict:
         "something/new": "text",
     }
     for route, weight in MIXTURE[method].items():
-        line[f"route/{route}"] = float(np.clip(weight + rng.normal(0, 0.03), 0, 1))
+        noise = rng.normal(0, 0.03) if weight < 1 else 0.0
+        line[f"route/{route}"] = float(np.clip(weight + noise, 0, 1))
     for phase, share in {
         "generate": online,
         "oracle": 0.02 * online,

@@ -67,8 +67,10 @@ def still_rising(record: RunRecord) -> Outcome:
     points, _ = measured(record)
     if len(points) < 3:
         return unmeasured(f"{len(points)} evaluations with reward and KL, 3 are needed")
-    best = max(points[:-1], key=lambda point: point.reward)
-    after = points[points.index(best) + 1 :][-2:]  # two, as one odd evaluation is no finding
+    best, after = (
+        max(points[:-2], key=lambda point: point.reward),
+        points[-2:],
+    )  # two: one odd one is no finding
     reward, kl = (math.fsum(getattr(p, key) for p in after) / len(after) for key in ("reward", "kl"))
     said = (
         f"reward {show(best.reward)} at step {show(best.step)}, {show(reward)} at the end; "
@@ -170,7 +172,7 @@ OUTCOME = [
     Check(
         "late",
         "Does more KL still buy reward?",
-        "mean reward of the last two evaluations not below the best one's 95% interval while the KL grows beyond its error",
+        "the last two evaluations not below the 95% interval of the best one before, while the KL grows beyond its error",
         "The reward falls while the KL grows.",
         "The run went past its best point: stop earlier (kl_limit, fewer steps), lower the learning rate, or raise beta.",
         ("frontier", "chart-eval-reward"),

@@ -142,15 +142,17 @@ def error_of(interval: Row) -> float | None:
 
 
 def answers(record: RunRecord) -> bool:
-    """Whether the policy answers prompts in this run: a route of it is on-policy."""
+    """Whether the policy answers prompts in this run, as far as is known: a route of it is on-policy."""
     routes = [ROUTES[name] for name in wanted_routes(record) if name in ROUTES]
-    return any(route.on_policy for route in routes) or bool(record.last("online/prompts"))
+    unknown = not routes and not record.metrics
+    return unknown or any(route.on_policy for route in routes) or bool(record.last("online/prompts"))
 
 
 def asks(record: RunRecord) -> bool:
-    """Whether an oracle gives labels in this run."""
+    """Whether an oracle gives labels in this run, as far as is known."""
     routes = [ROUTES[name] for name in wanted_routes(record) if name in ROUTES]
-    return any(route.label == "oracle" for route in routes) or bool(record.last("oracle/calls"))
+    unknown = not routes and not record.metrics
+    return unknown or any(route.label == "oracle" for route in routes) or bool(record.last("oracle/calls"))
 
 
 def wanted_routes(record: RunRecord) -> dict[str, float]:

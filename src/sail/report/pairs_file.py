@@ -49,9 +49,9 @@ class PairFacts:
     """What holds over all pairs of a run.
 
     prompts: distinct prompt texts; rows: distinct dataset indexes (None where a line has none). early, late: the first and the
-    last `WINDOW` pairs, at most a third of all each. abstained: dpr pairs on which the oracle was asked and gave no verdict; unasked:
-    those it was not asked about (ask_share); ties: those with a verdict but without a label (a half under argmax).
-    verdicts: the oracle's, an even selection of at most `MOST`.
+    last `WINDOW` pairs, at most a third of all each. Of the dpr pairs, abstained: asked in vain; unasked: not asked about
+    (ask_share); ties: with a verdict but no label (a half under argmax). verdicts: the oracle's, an even selection of at most
+    `MOST`.
     common_prompts, common_responses: [(text or messages, times)], the most common first, only those seen twice or more.
     """
 
