@@ -98,7 +98,9 @@ def own_labels(record: RunRecord) -> Outcome:
         if logged:
             return unmeasured(f"only {len(logged)} log lines, {LINES} are needed")
         return absent("the policy labels no pairs of the dataset (route ddp)")
-    late = found[1]
+    late = {**found[1]}
+    if late["low"] is not None and late["high"] is not None:
+        late["low"], late["high"] = max(0.0, late["low"]), min(1.0, late["high"])
     below = late["high"] is not None and late["high"] < 0.5
     return judged(below, f"{percent(late)} of the latest agree", late["mean"])
 

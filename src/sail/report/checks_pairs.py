@@ -30,7 +30,7 @@ ONE_PROMPT = 0.05
 REPEATED, IDENTICAL, EMPTY, CUT = 0.5, 0.2, 0.05, 0.2
 LENGTH = 1.5  # times longer or shorter
 ENTROPY, CERTAIN = 0.25, 0.02  # of its start; nats per token
-FIT = 0.2  # of the other kind's fit
+FIT = 1 / 3  # of the other kind's fit
 
 
 def _few(record: RunRecord) -> Outcome | None:
@@ -51,9 +51,8 @@ def prompts(record: RunRecord) -> Outcome:
         return unmeasured("the log does not say how many rows were drawn")
     facts = record.facts
     rows = facts.prompts if facts.rows is None else facts.rows
-    said = (
-        f"{show(facts.prompts)} different prompts of {show(rows)} rows; drawing gives about {expected:,.0f}"
-    )
+    texts = "1 different prompt" if facts.prompts == 1 else f"{show(facts.prompts)} different prompts"
+    said = f"{texts} of {show(rows)} rows; drawing gives about {expected:,.0f}"
     starved = facts.prompts < TEXTS * expected or rows < ROWS * expected
     return judged(starved, said, facts.prompts / expected)
 
@@ -260,7 +259,7 @@ CHECKS = [
     Check(
         "prompt-fit",
         "Do responses belong to their prompts?",
-        "likelier after their own prompt than after another's (95% interval above 0); neither kind below a fifth of the other",
+        "likelier after their own prompt than after another's (95% interval above 0); neither kind below a third of the other",
         "Responses do not fit their prompts.",
         "Prompts and responses were probably put together wrongly (one list shuffled, the other not). Nothing the run learned "
         "can be trusted before that is mended.",
