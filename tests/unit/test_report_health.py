@@ -10,7 +10,7 @@ from health_records import CHECKS, DPR, brief, fair, lines, said, state, verdict
 
 from sail.report import RunRecord, build_report, read_run
 from sail.report.checks import examine
-from sail.report.measure import expected_prompts, longer_wins
+from sail.report.measure import agreement, expected_prompts, longer_wins
 from sail.report.pairs_file import PairFacts, Verdict
 
 # ---- silence
@@ -118,7 +118,7 @@ def test_marks_of_the_latest_responses(id, mark):
 
     limit = {"identical": 0.2, "cut": 0.2, "empty": 0.05}[id]
     assert state(some(0), id) == "fine"
-    assert state(some(int(200 * limit)), id) == "fine"  # the interval reaches below the limit
+    assert state(some(int(200 * limit) + 4), id) == "fine"  # above the limit, but its interval reaches below
     assert state(some(int(200 * limit) + 16), id) == "warning"
 
 
@@ -184,6 +184,8 @@ def fit(data, sampled) -> RunRecord:
         ((0.1, 0.5), (5, 1), "warning"),  # the dataset's lists were shuffled apart
         ((6, 1), (-0.2, 0.5), "warning"),  # what was sampled went to other prompts
         ((0.5, 0.3), (6, 1), "warning"),  # one in twelve still fits
+        ((6, 1), (0.5, 0.3), "warning"),
+        ((0.5, 0.6), None, "warning"),
         ((2.0, 0.5), (6, 1), "fine"),
         (None, None, "not measured"),
     ],
@@ -251,11 +253,15 @@ def test_abstentions_are_not_ties_and_not_pairs_that_were_not_asked():
     assert state(lines(oracle__calls=100, oracle__abstained=30), "abstained") == "warning"
 
 
-def test_how_often_the_longer_one_wins_by_hand():
+def test_sides_taken_by_hand():
     told = [
-        Verdict(0, 0.9, None, 5.0),
-        Verdict(1, 0.9, None, -5.0),
-        Verdict(2, 0.5, None, 1.0),
-        Verdict(3, 0.9, None, 0.0),
+        Verdict(0, 0.9, 0.6, 5.0),  # the longer one wins; the policy agrees
+        Verdict(1, 0.2, 0.1, -5.0),  # again, both
+        Verdict(2, 0.9, 0.4, -5.0),  # the shorter one wins; the policy does not agree
+        Verdict(3, 0.5, 0.4, 1.0),  # a tie is one half
+        Verdict(4, 0.9, None, 0.0),  # equal lengths and unknown verdicts say nothing
     ]
-    assert longer_wins(told)["mean"] == pytest.approx((1 + 0 + 0.5) / 3)  # equal lengths say nothing
+    assert longer_wins(told)["mean"] == pytest.approx(2.5 / 4)
+    assert agreement(told)["mean"] == pytest.approx(2.5 / 4)
+    assert agreement(told[4:]) is None
+    assert longer_wins(told[4:]) is None
