@@ -313,6 +313,15 @@ def test_the_frontier_fits_its_room(open_page):
         assert size >= 8  # pixels: still to be read
 
 
+def test_tables_fit_a_sheet_of_paper(open_page):
+    page = open_page("play", 720)  # what is left of A4 between margins, in CSS pixels
+    page.emulate_media(media="print")
+    widest = (
+        "Math.max(...[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right))"
+    )
+    assert page.evaluate(widest) <= 720
+
+
 def test_checks_are_printed_folded_and_without_controls(open_page):
     page = open_page("play")
     page.emulate_media(media="print")
