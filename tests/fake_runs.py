@@ -58,20 +58,45 @@ def write_run(folder: Path, method: str, *, lines: int = 400, pairs_per_step: in
     """One whole run folder of `method`; `lines` training lines, an evaluation every 20 of them."""
     rng = np.random.default_rng([seed, RUNS.index(method)])
     folder.mkdir(parents=True)
+    online = any(route in MIXTURE[method] for route in ("dpp", "dpr"))
     (folder / "config.resolved.yaml").write_text(yaml.safe_dump(config(method)))
     with (folder / "metrics.jsonl").open("w") as file:
         for i in range(1, lines + 1):
             file.write(json.dumps(training_line(method, i, lines, rng)) + "\n")
             if i % 20 == 0 or i == 1:
                 file.write(json.dumps(evaluation_line(method, i, lines, rng)) + "\n")
-    if any(route in MIXTURE[method] for route in ("dpp", "dpr")):
+    if online:
         for start in range(1, lines + 1, 50):  # a gzip member per 50 steps
             with gzip.open(folder / "pairs.jsonl.gz", "at") as file:
                 for step in range(start, min(start + 50, lines + 1)):
                     for k in range(pairs_per_step):
                         file.write(json.dumps(pair_line(method, step, k, rng)) + "\n")
-    (folder / "results.json").write_text(json.dumps(results(method, rng)))
+        write_audit(folder, method, range(4, 4 * lines, 16))
+    share = sum(w for route, w in MIXTURE[method].items() if route in ("dpp", "dpr"))
+    rows = round(pairs_per_step * lines / share) if online else 16 * lines  # one epoch, every prompt met once
+    (folder / "results.json").write_text(json.dumps({**results(method, rng), "train_rows": rows}))
     return folder
+
+
+def write_audit(folder: Path, method: str, indexes) -> None:
+    """audit.json and the reference's answers to the prompts of `indexes`."""
+
+    def interval(mean, half, n=128):
+        return {"mean": mean, "low": mean - half, "high": mean + half, "n": n, "clusters": n}
+
+    audit = {
+        "prompt_fit": {"data": interval(6.0, 0.8), "sampled": interval(5.5, 0.9)},
+        "oracle_agreement": interval(0.71, 0.08) if "dpr" in MIXTURE[method] else None,
+        "oracle_swap": {"disagreement": interval(0.06, 0.04, 64), "first_wins": interval(0.51, 0.05, 64)},
+        "oracle_calls": 256,
+        "reference_answers": "reference_answers.jsonl",
+        "notes": [],
+    }
+    (folder / "audit.json").write_text(json.dumps(audit))
+    with (folder / "reference_answers.jsonl").open("w") as file:
+        for index in indexes:
+            answer = {"index": index, "prompt": prompt_of(index), "response": f"The reference on {index}."}
+            file.write(json.dumps(answer) + "\n")
 
 
 def write_runs(parent: Path, **settings) -> list[Path]:
@@ -80,8 +105,7 @@ def write_runs(parent: Path, **settings) -> list[Path]:
 
 
 def config(method: str) -> dict:
-    routes = {name: {"weight": weight, "coefficient": 0.3} for name, weight in MIXTURE[method].items()}
-    train = {"output_dir": f"runs/{method}", "preset": method, "routes": routes, "beta": 0.1, "seed": 0}
+    train = {"output_dir": f"runs/{method}", "preset": method, "routes": None, "beta": 0.1, "seed": 0}
     return {"model": "./sft", "train": {**train, "loss_type": "sigmoid", "learning_rate": 1e-4}}
 
 
@@ -103,6 +127,7 @@ def training_line(method: str, i: int, lines: int, rng) -> dict:
         "kl/policy_ref": kl if online else None,
         "kl/policy_ref_se": 0.4 if online else None,
         "response/length": 14 + 4 * done if online else None,
+        "response/entropy": 1.1 - 0.4 * done if online else None,
         "response/cut": 0.08 * (1 - done) if online else None,
         "response/empty": 0.0 if online else None,
         "oracle/calls": 16 * i if "dpr" in MIXTURE[method] else 0,
@@ -110,7 +135,8 @@ def training_line(method: str, i: int, lines: int, rng) -> dict:
         "something/new": "text",
     }
     for route, weight in MIXTURE[method].items():
-        line[f"route/{route}"] = float(np.clip(weight + rng.normal(0, 0.03), 0, 1))
+        noise = rng.normal(0, 0.03) if weight < 1 else 0.0
+        line[f"route/{route}"] = float(np.clip(weight + noise, 0, 1))
     for phase, share in {
         "generate": online,
         "oracle": 0.02 * online,
@@ -143,21 +169,27 @@ def evaluation_line(method: str, i: int, lines: int, rng) -> dict:
 def pair_line(method: str, step: int, k: int, rng) -> dict:
     number = step * 4 + k
     places = rng.permutation(len(ANSWERS))  # a healthy run writes two different responses
-    first, second = ANSWERS[places[0]], ANSWERS[places[1]]
+    first, second = (f"{ANSWERS[place]} So much for {number}." for place in places[:2])
     if number % 23 == 0:
         first = NASTY[(number // 23) % len(NASTY)]
     by_policy = "dpp" in MIXTURE[method]
     probability = float(rng.beta(2, 2))
+    own = (
+        probability
+        if by_policy
+        else float(np.clip(0.5 + 0.5 * (probability - 0.5) + rng.normal(0, 0.1), 0, 1))
+    )
     abstained = not by_policy and number % 41 == 0
     return {
         "step": step,
-        "index": number % 200,
-        "prompt": prompt_of(number % 200),
+        "index": number,
+        "prompt": prompt_of(number),
         "first": first,
         "second": second,
         "route": "dpp" if by_policy else "dpr",
         "label": None if abstained else probability,
         "probability": None if abstained else probability,
+        "policy_probability": own,
         "source": "policy" if by_policy else "oracle:gold",
         "first_length": len(first.split()),
         "second_length": len(second.split()),

@@ -29,6 +29,7 @@ examples:
   sail sample runs/sail/model --prompt "Hello"    let a model answer
   sail eval runs/sail                             measure a run on held-out prompts, with intervals
   sail compare runs/dpo runs/sail                 set runs side by side, and say whether that is fair
+  sail report runs/sail runs/dpo                  one page on runs: better, how sure, what is wrong
   sail env                                        versions and hardware, for a bug report
 
 Each verb explains itself: sail train --help.
@@ -102,6 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample(verbs)
     _add_eval(verbs)
     _add_compare(verbs)
+    _add_report(verbs)
     _add_verb(verbs, "env", _env, "print versions and hardware")
     return parser
 
@@ -349,6 +351,36 @@ def _compare(options: argparse.Namespace) -> None:
     from sail.compare import compare
 
     compare(options.runs, to=options.to, out=options.out)
+
+
+def _add_report(verbs: Any) -> None:
+    about = "write one page on one or several runs: did it get better, how sure is that, is anything wrong"
+    parser = _add_verb(verbs, "report", _report, about)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="the folder of a run, or a folder with runs in it, as that of sail play",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: RUN/report.html; ./report.html for several runs"
+    )
+    parser.add_argument("--title", metavar="T", help="the page's heading")
+    parser.add_argument(
+        "--pairs",
+        type=_at_least_one,
+        default=300,
+        metavar="N",
+        help="on-policy pairs of each run to show (default: %(default)s)",
+    )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from sail.commands.report import report
+
+    path = report(options.runs, out=options.out, title=options.title, pairs=options.pairs)
+    print(f"The report is {path}; {path.with_suffix('.json').name} beside it says the same to programs.")
 
 
 def _env(options: argparse.Namespace) -> None:

@@ -16,10 +16,13 @@ def reports(tmp_path_factory):
     parent = tmp_path_factory.mktemp("reports")
     (parent / "nothing").mkdir()
     one = write_run(parent / "alone" / "sail-dpr", "sail-dpr", lines=60)
+    runs = write_runs(parent)
+    # One run of the play goes wrong, so that the page has something to warn of: the others stay well.
+    lines = [json.loads(line) for line in (runs[3] / "metrics.jsonl").read_text().splitlines()]
+    spoiled = [{**line, "eval_reward": -line["step"] / 50} if "eval_kl" in line else line for line in lines]
+    (runs[3] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in spoiled))
     return {
-        "play": write_report(
-            write_runs(parent), parent / "play.html", title="Play", summary_table=summary_table()
-        ),
+        "play": write_report(runs, parent / "play.html", title="Play", summary_table=summary_table()),
         "one": write_report([one], parent / "one.html", title="One"),
         "empty": write_report([parent / "nothing"], parent / "empty.html", title="Empty"),
     }
@@ -100,6 +103,15 @@ def test_text_can_be_read_on_its_background(open_page, scheme):
         ".chart svg text",
         ".chart p",
         ".reward.up",
+        ".chip.fine",
+        ".chip.absent",
+        ".word.warning",
+        ".alarms div > b",
+        ".alarms .soft",
+        ".facts-table td",
+        ".tag",
+        "#count",
+        ".frontier svg text",
         ".answer .text",
     ]:
         assert page.evaluate(contrast, selector) >= 4.5, selector
@@ -154,7 +166,9 @@ def test_least_sure_first_and_show_more(open_page, reports):
     assert "first wins with 0.50" in first
     page.locator("#more").click()
     assert page.locator(".pair").count() == 40
-    assert page.locator("#count").inner_text() == f"{len(rows)} of {len(rows)} pairs match; 40 shown."
+    assert (
+        page.locator("#count").inner_text().startswith(f"{len(rows)} of {len(rows)} pairs match; 40 shown.")
+    )
 
 
 def test_an_abstention_and_an_empty_response_are_named(open_page):
@@ -193,3 +207,125 @@ def test_it_prints(open_page):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.locator(".filters").is_visible()
     assert len(page.pdf()) > 20_000
+
+
+def test_a_warning_leads_to_its_evidence(open_page):
+    page = open_page()
+    alarm = page.locator(".alarms li")
+    assert alarm.count() == 1
+    assert "sail-dpp" in alarm.inner_text()
+    assert "The reward falls while the KL grows." in alarm.inner_text()
+    alarm.locator("a").click()
+    assert page.evaluate("location.hash") == "#frontier"
+    assert page.locator("#check-late").get_attribute("open") is not None
+    assert page.locator("#check-cut").get_attribute("open") is None
+    assert (
+        page.locator("#check-late .chip").all_inner_texts()
+        != page.locator("#check-cut .chip").all_inner_texts()
+    )
+
+
+def test_evidence_shows_the_pairs_that_were_counted(open_page, reports):
+    rows = json.loads(reports["one"].with_suffix(".json").read_text(encoding="utf-8"))["pairs"]["rows"]
+    page = open_page("one")
+    page.locator("#check-cut summary").click()
+    page.locator("#check-cut a").click()
+    # The chart of cut responses is there, so it comes first; the pairs' own checks lead to the pairs.
+    assert page.evaluate("location.hash") == "#chart-cut"
+    page.locator("#check-abstained summary").click()
+    page.locator("#check-identical summary").click()
+    page.locator("#check-identical a").click()
+    assert page.evaluate("location.hash") == "#pairs"
+    page.locator("[name=show]").select_option("cut")
+    assert matches(page) == sum(any(r["cut"]) for r in rows)
+    page.locator("[name=show]").select_option("abstained")
+    assert matches(page) == sum(r["label"] is None for r in rows)
+
+
+def test_disagreement_can_be_filtered_and_sorted(open_page, reports):
+    rows = json.loads(reports["one"].with_suffix(".json").read_text(encoding="utf-8"))["pairs"]["rows"]
+    page = open_page("one")
+    apart = [r for r in rows if r["disagreement"] is not None]
+    assert len(apart) > 100
+    page.locator("[name=show]").select_option("disagree")
+    assert matches(page) == sum((r["probability"] - 0.5) * (r["policy_probability"] - 0.5) < 0 for r in apart)
+    page.locator("[name=show]").select_option("")
+    page.locator("[name=order]").select_option("disagree")
+    widest = max(apart, key=lambda r: r["disagreement"])
+    said = page.locator(".pair .verdict").first.inner_text()
+    assert f"the policy said {widest['policy_probability']:.2f}: {widest['disagreement']:.2f} apart" in said
+
+
+def test_the_reference_stands_beside_the_pair(open_page):
+    page = open_page("one")
+    page.locator("[name=show]").select_option("reference")
+    assert matches(page) == 15  # the fake run's audit answered every sixteenth of 240 prompts
+    boxes = [box.bounding_box() for box in page.locator(".pair").first.locator(".answer").all()]
+    assert len(boxes) == 3
+    assert max(b["y"] for b in boxes) - min(b["y"] for b in boxes) < 1
+    assert page.locator(".pair .answer.reference .text").first.inner_text().startswith("The reference on ")
+
+
+def test_the_keyboard_is_enough(open_page):
+    page = open_page("one")
+    page.locator("[name=route]").focus()
+    for name in ("source", "from", "to", "show", "order", "text"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.name") == name
+    page.keyboard.type("willow")
+    found = matches(page)
+    assert 0 < found < 240
+    page.locator("#pair-list .pair").first.focus()
+    place = "[...document.querySelectorAll('.pair')].indexOf(document.activeElement)"
+    for _ in range(20):  # past the last shown one: more are shown
+        page.keyboard.press("j")
+    assert page.evaluate(place) == 20
+    page.keyboard.press("k")
+    assert page.evaluate(place) == 19
+    page.locator("#more").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate(place) == 40  # the first of the new ones, not the page's top
+    page.locator(".filters button").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#count').textContent.startsWith('240 of 240')")
+    page.locator("#check-late summary").focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#check-late").get_attribute("open") is not None
+
+
+def test_what_is_folded_away_unfolds_when_it_is_linked_to(open_page):
+    page = open_page()
+    assert page.locator("#common").get_attribute("open") is None
+    page.evaluate("location.hash = '#common'")
+    page.wait_for_function("document.querySelector('#common').open")
+
+
+def test_the_frontier_fits_its_room(open_page):
+    for width, shown, other in ((1440, ".wide", ".narrow"), (360, ".narrow", ".wide")):
+        page = open_page("play", width)
+        assert page.locator(f".frontier {shown} svg").is_visible()
+        assert not page.locator(f".frontier {other} svg").is_visible()
+        size = page.evaluate(
+            """(s) => { const e = document.querySelector(`.frontier ${s} svg text`);
+            return e.getBoundingClientRect().height; }""",
+            shown,
+        )
+        assert size >= 8  # pixels: still to be read
+
+
+def test_tables_fit_a_sheet_of_paper(open_page):
+    page = open_page("play", 720)  # what is left of A4 between margins, in CSS pixels
+    page.emulate_media(media="print")
+    widest = (
+        "Math.max(...[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right))"
+    )
+    assert page.evaluate(widest) <= 720
+
+
+def test_checks_are_printed_folded_and_without_controls(open_page):
+    page = open_page("play")
+    page.emulate_media(media="print")
+    assert page.locator("#check-cut summary").is_visible()
+    assert page.locator("#check-late .inside").is_visible()
+    assert not page.locator("#more").is_visible()
+    assert not page.locator("nav").is_visible()

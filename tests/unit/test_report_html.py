@@ -46,11 +46,6 @@ def embedded(page: str) -> dict:
     return json.loads(found[1])
 
 
-def warnings(record: RunRecord) -> list[tuple[str, str]]:
-    report = build_report([record], title="t")
-    return [(f["check"], f["text"]) for f in report["findings"] if f["level"] == "warning"]
-
-
 def test_the_page_says_what_the_twin_says(play):
     page, twin, _ = play
     text = visible(page)
@@ -66,7 +61,13 @@ def test_the_page_says_what_the_twin_says(play):
         assert f'id="chart-{chart["id"]}"' in page
         assert chart["title"] in text
         assert chart["about"] in text
-    assert page.count("<svg") == len(twin["charts"]) + 1
+    assert page.count("<svg") == len(twin["charts"]) + 3  # the gains, and the frontier in two sizes
+    for check in twin["health"]:
+        assert check["question"] in text
+        assert check["limit"] in text
+        assert all(outcome["measured"] in text for outcome in check["runs"])
+    for fact in twin["facts"]:
+        assert all(line in text for cell in fact["cells"] for line in cell["lines"])
     for entry in twin["samples"]["prompts"]:
         for shown in [entry["reference"], *entry["answers"]]:
             assert " ".join(shown["text"].split()) in text
@@ -183,9 +184,13 @@ def test_it_is_the_same_every_time(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_ids_are_unique(play):
+def test_ids_are_unique_and_links_lead_somewhere(play):
     ids = re.findall(r'\sid="([^"]+)"', play[0])
     assert len(ids) == len(set(ids))
+    links = re.findall(r'<a href="#([^"]+)"', play[0])
+    assert len(links) > 20
+    assert set(links) <= set(ids)
+    assert {check["evidence"] for check in play[1]["health"]} <= set(ids)
 
 
 def test_one_run_without_a_table(tmp_path):
@@ -195,6 +200,8 @@ def test_one_run_without_a_table(tmp_path):
     assert answers["better"] == "Yes"
     assert answers["cost"] == "0 oracle calls"
     assert answers["wrong"] == "Nothing found"
+    (wrong,) = (tile for tile in report["answers"] if tile["id"] == "wrong")
+    assert wrong["detail"] == "16 checks are fine, 1 not measured, 6 do not apply."
     assert report["table"]["columns"][:2] == ["Run", "Reward gained"]
     assert report["table"]["sizes"][1] == 24
     assert report["gain_chart"] is None
@@ -205,7 +212,9 @@ def test_an_empty_folder_makes_a_page_that_says_so(tmp_path):
     (tmp_path / "empty").mkdir()
     page = write_report([tmp_path / "empty"], tmp_path / "out" / "report.html", title="nothing").read_text()
     text = visible(page)
-    assert "Not measured" in text
+    assert "Is anything wrong? 1 warning" in text
+    assert text.count("not measured") > 10
+    assert "fine" not in re.findall(r'class="chip ([^"]*)"', page)
     assert "metrics.jsonl: not there." in text
     assert "No curves were recorded." in text
 
@@ -220,33 +229,6 @@ def test_damage_is_told_on_the_page(tmp_path):
     assert "pairs.jsonl.gz: ends in the middle of a compressed block" in text
     assert "results.json: cannot be parsed" in text
     assert "+" in text  # the gain comes from the evaluations then
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "check"),
-    [("response/cut", 0.5, "cut"), ("response/empty", 0.2, "empty"), ("oracle/abstained", 30, "abstained")],
-)
-def test_a_fault_in_the_log_raises_its_warning(key, value, check):
-    healthy = [
-        {"step": s, "oracle/calls": 100, "oracle/abstained": 1, "response/cut": 0.1} for s in range(1, 21)
-    ]
-    assert warnings(RunRecord("r", metrics=healthy)) == []
-    (found,) = warnings(RunRecord("r", metrics=[{**row, key: value} for row in healthy]))
-    assert found[0] == check
-
-
-def test_other_faults_raise_their_warnings():
-    assert warnings(RunRecord("r", not_finite={"loss": 2})) == [
-        ("finite", "Values that are not finite were logged: loss (2).")
-    ]
-    nulls = RunRecord("r", metrics=[{"step": 1, "loss": None, "kl/policy_ref": None}])
-    assert warnings(nulls) == [("finite", "Values that are not finite were logged: loss (1).")]
-    assert warnings(RunRecord("r", pairs_total=10, pairs_identical=4))[0][0] == "identical"
-    fell = RunRecord(
-        "r", results={"metrics": {"reward_gain": {"mean": -1.0, "low": -1.2, "high": -0.8, "n": 50}}}
-    )
-    assert warnings(fell)[0][0] == "reward"
-    assert build_report([fell], title="t")["answers"][0]["answer"] == "No, worse"
 
 
 @pytest.mark.parametrize(

@@ -37,23 +37,28 @@ def test_a_whole_folder(folder):
     assert record.column("eval_reward")[0] == [1, 20, 40, 60]
     assert record.last("oracle/calls") == 16 * 60
     assert record.column("something/new") == ([], [])
-    assert record.pairs_total == 240
-    assert record.pairs_by_route == {"dpr": 240}
+    assert record.facts.total == 240
+    assert record.facts.by_route == {"dpr": 240}
     assert len(record.pairs) == 240
+    assert record.audit["oracle_calls"] == 256
+    answered = [row for row in record.pairs if row["reference"] is not None]
+    assert {row["index"] for row in answered} == set(range(4, 240, 16))  # the fake run's audit answered these
+    assert all(row["reference"] == f"The reference on {row['index']}." for row in answered)
 
 
 def test_pairs_are_spread_over_the_run_and_every_route_is_seen(folder):
     with gzip.open(folder / "pairs.jsonl.gz", "at") as file:
         file.write(json.dumps({"step": 60, "route": "rare", "first": "same", "second": "same"}) + "\n")
+    (folder / "audit.json").unlink()
     record = read_run(folder, max_pairs=24)
-    assert record.pairs_total == 241
-    assert record.pairs_by_route == {"dpr": 240, "rare": 1}
+    assert record.facts.total == 241
+    assert record.facts.by_route == {"dpr": 240, "rare": 1}
     assert 20 <= len(record.pairs) <= 25
     steps = [row["step"] for row in record.pairs]
     assert steps[0] == 1
     assert max(b - a for a, b in itertools.pairwise(steps)) <= 4
     assert {row["route"] for row in record.pairs} == {"dpr", "rare"}
-    assert record.pairs_identical >= 1
+    assert record.facts.identical >= 1
 
 
 def test_a_half_written_last_metrics_line_is_left_out(folder):
@@ -149,3 +154,92 @@ def test_data_runs_have_no_pairs(tmp_path):
     record = read_run(write_run(tmp_path / "dpo", "dpo", lines=4))
     assert set(MIXTURE["dpo"]) == {"data"}
     assert texts(record) == [("pairs.jsonl.gz", "not there")]
+
+
+def write_pairs(folder, rows):
+    with gzip.open(folder / "pairs.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def pair(step, index, prompt, first, second, **more):
+    return {
+        "step": step,
+        "index": index,
+        "prompt": prompt,
+        "first": first,
+        "second": second,
+        "route": "dpr",
+        **more,
+    }
+
+
+def test_facts_of_all_pairs_counted_by_hand(tmp_path):
+    chat = [{"role": "user", "content": "p"}]
+    rows = [
+        pair(0, 0, "p", "a", "b", source="oracle:g", probability=0.9, label=0.9, policy_probability=0.4),
+        pair(
+            0, 1, "p", "a", "a", source="oracle:g", probability=0.5, label=0.5
+        ),  # same text: nothing was asked
+        pair(1, 2, "q", "a", "", source="oracle:g", probability=None, label=None, reason="no verdict"),
+        pair(1, 3, "r", "c", "d", source="oracle:g", probability=0.5, label=None),  # a tie under argmax
+        pair(2, 3, chat, "e", "f", source="oracle:g", probability=None, label=None, reason="not asked: sure"),
+        {**pair(2, 4, "q", "g", "h", source="policy", probability=0.6, label=0.6), "route": "dpp"},
+    ]
+    write_pairs(tmp_path, rows)
+    facts = read_run(tmp_path, max_pairs=2).facts
+    assert (facts.total, facts.identical, facts.prompts, facts.rows) == (6, 1, 4, 5)
+    assert facts.by_route == {"dpp": 1, "dpr": 5}
+    assert facts.by_source == {"oracle:g": 5, "policy": 1}
+    assert (facts.abstained, facts.unasked, facts.ties) == (1, 1, 1)
+    assert [(v.probability, v.policy) for v in facts.verdicts] == [(0.9, 0.4), (0.5, None)]
+    assert facts.common_prompts == [("p", 2), ("q", 2)]
+    assert facts.common_responses == [("a", 4)]
+    assert facts.top_prompt == 2
+    assert [len(facts.early), len(facts.late)] == [2, 2]  # a third of six
+    assert facts.late[0].prompt != facts.late[1].prompt
+
+
+def test_verdicts_of_long_runs_are_an_even_selection(tmp_path, monkeypatch):
+    monkeypatch.setattr("sail.report.pairs_file.MOST", 100)
+    write_pairs(tmp_path, [pair(i, i, f"p{i}", "a", "b", probability=i / 1000) for i in range(1000)])
+    told = [v.probability for v in read_run(tmp_path).facts.verdicts]
+    assert 50 < len(told) <= 100
+    gaps = {round(b - a, 9) for a, b in itertools.pairwise(told)}
+    assert len(gaps) == 1
+    assert told[0] == 0
+    assert told[-1] > 0.95
+
+
+def test_pairs_that_the_reference_answered_are_shown_rather_than_others(tmp_path):
+    write_pairs(tmp_path, [pair(i, i, f"p{i}", f"a{i}", f"b{i}") for i in range(400)])
+    answered = [*range(7, 400, 40)]
+    with (tmp_path / "reference_answers.jsonl").open("w") as file:
+        for i in answered:
+            file.write(json.dumps({"index": i, "prompt": f"p{i}", "response": "the reference"}) + "\n")
+    (tmp_path / "audit.json").write_text('{"reference_answers": "/elsewhere/reference_answers.jsonl"}')
+    pairs = read_run(tmp_path, max_pairs=20).pairs
+    assert [row["index"] for row in pairs if row["reference"]] == answered
+    assert len(pairs) == 20
+
+
+def test_an_answer_to_another_prompt_is_not_shown_beside_a_pair(tmp_path):
+    write_pairs(tmp_path, [pair(0, 5, "the prompt", "a", "b")])
+    (tmp_path / "reference_answers.jsonl").write_text('{"index": 5, "prompt": "another", "response": "x"}\n')
+    (tmp_path / "audit.json").write_text('{"reference_answers": "reference_answers.jsonl"}')
+    assert read_run(tmp_path).pairs[0]["reference"] is None
+
+
+def test_checkpoints_that_were_evaluated(folder):
+    (folder / "eval").mkdir()
+    (folder / "eval" / "results.json").write_text('{"frontier": [{"step": 5}, "half"]}')
+    assert read_run(folder).frontier == [{"step": 5}]
+    (folder / "eval" / "results.json").write_text("{")
+    record = read_run(folder)
+    assert record.frontier == []
+    assert texts(record) == [("eval/results.json", "cannot be parsed (half written?), left out")]
+
+
+def test_reading_tells_how_far_it_is(folder):
+    seen = []
+    read_run(folder, watch=seen.append)
+    assert sum(seen) == 2 * (folder / "pairs.jsonl.gz").stat().st_size  # counted, then picked out

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from sail.evaluation.stats import paired_interval
+from sail.report.health import FINE, UNMEASURED, WARNING
+from sail.report.pairs_file import FILE
 from sail.report.record import Row, RunRecord, number
 from sail.report.words import clean, digits_for, show, show_range
 
@@ -68,28 +69,22 @@ def cost(record: RunRecord) -> Row:
     }
 
 
-@dataclass(frozen=True)
-class Check:
-    """A thing that can be wrong with a run: what is looked at, and a function that says what is wrong or None."""
+def findings(records: list[RunRecord], health: list[Row]) -> list[Row]:
+    """What the checks and the reading of the folders found, warnings before notes: {"run", "level", "check", "text"}.
 
-    id: str
-    looks_at: str
-    find: Callable[[RunRecord], str | None]
-
-
-def findings(records: list[RunRecord]) -> list[Row]:
-    """What the checks and the reading of the folders found, warnings before notes."""
+    health: what `checks.examine` says of the same records.
+    """
     found = []
     for index, record in enumerate(records):
-        for check in CHECKS:
-            text = check.find(record)
-            if text:
-                found.append({"run": index, "level": "warning", "check": check.id, "text": text})
+        for check in health:
+            outcome = check["runs"][index]
+            if outcome["state"] == WARNING:
+                found.append({"run": index, "level": "warning", "check": check["id"], "text": check["alarm"]})
         for problem in record.problems:
-            without_pairs = problem.file == "pairs.jsonl.gz" and not record.last("online/prompts")
+            without_pairs = problem.file == FILE and not record.last("online/prompts")
             if problem.missing and without_pairs:
                 continue  # a run on the dataset's responses writes none
-            vital = not problem.missing or problem.file in ("metrics.jsonl", "pairs.jsonl.gz")
+            vital = not problem.missing or problem.file in ("metrics.jsonl", FILE)
             text = f"{problem.file}: {problem.text}."
             found.append(
                 {"run": index, "level": "warning" if vital else "note", "check": "files", "text": text}
@@ -100,7 +95,9 @@ def findings(records: list[RunRecord]) -> list[Row]:
     return sorted(found, key=lambda row: row["level"] != "warning")
 
 
-def tiles(records: list[RunRecord], gains: list[Gain | None], found: list[Row]) -> list[Row]:
+def tiles(
+    records: list[RunRecord], gains: list[Gain | None], found: list[Row], health: list[Row]
+) -> list[Row]:
     """The five answers, each {"id", "question", "answer", "detail", "tone"}; several runs are told by the best one."""
     verdicts = [verdict(r, g) for r, g in zip(records, gains, strict=True)]
     heights = [-math.inf if g is None else g["mean"] for g in gains]
@@ -112,7 +109,7 @@ def tiles(records: list[RunRecord], gains: list[Gain | None], found: list[Row]) 
         _how_much(gained, who),
         _how_sure(gained),
         _at_what_cost(records, best),
-        _anything_wrong(found, records),
+        _anything_wrong(found, health, records),
     ]
 
 
@@ -180,13 +177,20 @@ def _at_what_cost(records: list[RunRecord], best: int) -> Row:
     return _tile("cost", question, answer, who + (", ".join(parts) or "time not recorded") + ".")
 
 
-def _anything_wrong(found: list[Row], records: list[RunRecord]) -> Row:
+def _anything_wrong(found: list[Row], health: list[Row], records: list[RunRecord]) -> Row:
+    """Warnings first. Without any: how much was looked at, as a check that measured nothing has found nothing either."""
     question = "Is anything wrong?"
     warnings = [row for row in found if row["level"] == "warning"]
+    outcomes = [outcome for check in health for outcome in check["runs"]]
+    states = [outcome["state"] for outcome in outcomes if outcome["applies"]]
+    absent = len(outcomes) - len(states)
+    counted = [f"{states.count(FINE)} checks are fine", f"{states.count(UNMEASURED)} not measured"]
+    counted += [f"{absent} do{'es' if absent == 1 else ''} not apply"]
+    looked = ", ".join(part for part in counted if not part.startswith("0 ")) + "."
     if not warnings:
-        return _tile(
-            "wrong", question, "Nothing found", f"{len(CHECKS) + 1} checks on each run, listed below.", "good"
-        )
+        if not states.count(FINE):
+            return _tile("wrong", question, "Not measured", "No check had anything to look at.")
+        return _tile("wrong", question, "Nothing found", looked, "good")
     first = f"{records[warnings[0]['run']].name}: " if len(records) > 1 else ""
     more = f" And {len(warnings) - 1} more below." if len(warnings) > 1 else ""
     answer = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
@@ -201,71 +205,3 @@ def _samples(record: RunRecord) -> list[Row]:
     """results.json's samples that are objects."""
     samples = record.results.get("samples")
     return [s for s in samples if isinstance(s, dict)] if isinstance(samples, list) else []
-
-
-def _recent(record: RunRecord, key: str) -> float | None:
-    """Mean of the last tenth of a logged key: one odd step is no finding."""
-    values = record.column(key)[1]
-    tail = values[-max(1, len(values) // 10) :]
-    return sum(tail) / len(tail) if tail else None
-
-
-def _share_above(key: str, limit: float, words: str) -> Callable[[RunRecord], str | None]:
-    """A check on the recent mean of a logged share."""
-
-    def find(record: RunRecord) -> str | None:
-        value = _recent(record, key)
-        return (
-            f"{value:.1%} of the latest {words} (limit {limit:.0%})."
-            if value is not None and value > limit
-            else None
-        )
-
-    return find
-
-
-def _not_finite(record: RunRecord) -> str | None:
-    counts = dict(record.not_finite)
-    for key in ("loss", "grad_norm", "eval_loss"):  # JSON has no NaN: the trainer writes null
-        gaps = sum(key in row and row[key] is None for row in record.metrics)
-        counts.update({key: gaps} if gaps else {})
-    if not counts:
-        return None
-    keys = ", ".join(f"{key} ({count})" for key, count in counts.items())
-    return f"Values that are not finite were logged: {keys}."
-
-
-def _reward_fell(record: RunRecord) -> str | None:
-    return "The reward fell below where it started." if verdict(record, gain(record)) == "worse" else None
-
-
-def _identical(record: RunRecord) -> str | None:
-    if not record.pairs_total or record.pairs_identical <= 0.2 * record.pairs_total:
-        return None
-    share = record.pairs_identical / record.pairs_total
-    return f"{share:.1%} of the on-policy pairs hold the same response twice (limit 20%)."
-
-
-def _abstained(record: RunRecord) -> str | None:
-    calls, abstained = record.last("oracle/calls"), record.last("oracle/abstained")
-    if not calls or abstained is None or abstained <= 0.1 * calls:
-        return None
-    return f"The oracle abstained on {abstained / calls:.0%} of {show(calls)} calls (limit 10%)."
-
-
-CHECKS = [
-    Check("finite", "Are all logged numbers finite?", _not_finite),
-    Check("reward", "Did the reward stay at or above the reference's?", _reward_fell),
-    Check(
-        "cut",
-        "Do at most 20% of responses reach the token limit?",
-        _share_above("response/cut", 0.2, "on-policy responses were cut by the token limit"),
-    ),
-    Check(
-        "empty",
-        "Are at most 5% of responses empty?",
-        _share_above("response/empty", 0.05, "on-policy responses were empty"),
-    ),
-    Check("identical", "Do at most 20% of pairs hold the same response twice?", _identical),
-    Check("abstained", "Did the oracle abstain on at most 10% of its calls?", _abstained),
-]

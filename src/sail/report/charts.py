@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Callable
 from typing import Any
 
 from sail.errors import MissingExtraError
 from sail.report.curves import Chart
+from sail.report.frontier_drawing import draw_frontier
+from sail.report.palette import GRID, PANEL, PARTS, SERIES, SERIES_PARTS, TEXT, style
 
-COLOURS = 8  # --c0 to --c7 of page.css, for runs: Okabe and Ito's colour-blind safe set
-PARTS = 6  # --p0 to --p5, for the parts of a bar: steps of lightness, so that they are not taken for runs
-_TEXT, _GRID, _PANEL = "#010203", "#040506", "#04050a"
-_SERIES = [f"#0708{i:02x}" for i in range(COLOURS)]
-_PARTS = [f"#0709{i:02x}" for i in range(PARTS)]
-_DASHES: list[Any] = ["-", (0, (6, 1.6)), (0, (4, 1.4, 1.2, 1.4)), (0, (1.6, 1.3)), (0, (9, 2))]
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: sharp, selectable, in the page's font
     "font.family": ["sans-serif"],
     "font.size": 12,
+    "text.parse_math": False,  # a run's name may hold dollars
     "figure.facecolor": "none",
-    "text.color": _TEXT,
-    "axes.labelcolor": _TEXT,
-    "axes.edgecolor": _GRID,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "axes.edgecolor": GRID,
     "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,12 +32,12 @@ _STYLE = {
     "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
     "axes.formatter.limits": (-3, 6),
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _TEXT,
-    "ytick.labelcolor": _TEXT,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "lines.linewidth": 1.6,
@@ -47,8 +45,8 @@ _STYLE = {
 }
 
 
-def draw(chart: Chart, names: list[str]) -> str:
-    """The chart as an <svg> element, 400 points wide; `names` are the runs' names in order.
+def draw(chart: Chart, names: list[str], *, wide: bool = False) -> str:
+    """The chart as an <svg> element, 400 points wide, or 640 for a frontier that has the room; `names` are the runs' in order.
 
     Raises MissingExtraError without matplotlib.
     """
@@ -61,18 +59,30 @@ def draw(chart: Chart, names: list[str]) -> str:
             'The report needs matplotlib and jinja2. Install them: pip install "sail-align[report]"'
         ) from error
 
-    # The salt makes ids repeatable for one chart and different between charts of one page.
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": chart["id"]}):
-        rows = len(chart["series"])
-        height = 250 if chart["kind"] == "lines" else 70 + 34 * rows
-        figure = Figure(figsize=(400 / 72, height / 72), layout="constrained")
+    # The salt makes ids repeatable for one chart and different between drawings of one page.
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"{chart['id']} {wide}"}):
+        width, height = _size(chart, wide)
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         canvas = FigureCanvasSVG(figure)  # no pyplot: no window, no global state
         axes = figure.add_subplot()
-        {"lines": _lines, "stacked": _stacked, "intervals": _intervals}[chart["kind"]](axes, chart, names)
+        kinds: dict[str, Callable[..., None]] = {
+            "lines": _lines,
+            "stacked": _stacked,
+            "intervals": _intervals,
+            "frontier": draw_frontier,
+        }
+        kinds[chart["kind"]](axes, chart, names)
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         canvas.print_svg(buffer, metadata=nothing)
     return _embeddable(buffer.getvalue())
+
+
+def _size(chart: Chart, wide: bool) -> tuple[float, float]:
+    """Points of 1/72 inch: a chart is as wide as a narrow card, so that its text is read at its own size."""
+    if chart["kind"] == "frontier":
+        return (640, 430) if wide else (400, 340)
+    return 400, 250 if chart["kind"] == "lines" else 70 + 34 * len(chart["series"])
 
 
 def _lines(axes: Any, chart: Chart, names: list[str]) -> None:
@@ -82,7 +92,7 @@ def _lines(axes: Any, chart: Chart, names: list[str]) -> None:
         x, y = series["x"], [float("nan") if v is None else v for v in series["y"]]
         few = len(x) < 25 or chart.get("markers")
         dot = {"marker": "o", "markersize": 3.6} if few else {}
-        axes.plot(x, y, color=colour, linestyle=_DASHES[dash], gid=f"run-{series['run']}-line", **dot)
+        axes.plot(x, y, color=colour, linestyle=dash, gid=f"run-{series['run']}-line", **dot)
         if "low" in series:
             band = [
                 (a, lo, hi)
@@ -107,8 +117,8 @@ def _stacked(axes: Any, chart: Chart, names: list[str]) -> None:
     for row, series in enumerate(chart["series"]):
         left = 0.0
         for part, value in enumerate(series["values"]):
-            colour = _PARTS[part % PARTS]
-            axes.barh(row, value, left=left, height=0.62, color=colour, edgecolor=_PANEL, linewidth=1)
+            colour = SERIES_PARTS[part % PARTS]
+            axes.barh(row, value, left=left, height=0.62, color=colour, edgecolor=PANEL, linewidth=1)
             left += value
     _rows(axes, chart, names)
     axes.set_xlim(0, 1 if chart["unit"] == "share" else None)
@@ -139,22 +149,19 @@ def _rule(axes: Any, rule: list[Any], *, horizontal: bool) -> None:
     """A thin dotted line at a value worth comparing with."""
     value = rule[0]
     line = axes.axhline if horizontal else axes.axvline
-    line(value, color=_TEXT, lw=1, linestyle=(0, (1, 2.5)), alpha=0.7, zorder=1)
-
-
-def style(run: int) -> tuple[str, int]:
-    """Colour and dash of run number `run`: the dash tells lines apart where colours cannot (print, colour blindness)."""
-    return _SERIES[run % COLOURS], (run + run // COLOURS) % len(_DASHES)
+    line(value, color=TEXT, lw=1, linestyle=(0, (1, 2.5)), alpha=0.7, zorder=1)
 
 
 def _embeddable(svg: str) -> str:
     """Matplotlib's document as an element of an HTML page: no prolog, no ids that clash, colours by variable."""
     svg = svg[svg.index("<svg") :]
+    # Coordinates in tags only: the text between them is tick labels.
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(-?\d+\.\d{2})\d+", r"\1", tag[0]), svg)
     for pattern, replacement in _CLEANING:
         svg = re.sub(pattern, replacement, svg, flags=re.S)
-    meant = {_TEXT: "currentColor", _GRID: "var(--grid)", _PANEL: "var(--panel)"}
-    meant |= {stand_in: f"var(--c{i})" for i, stand_in in enumerate(_SERIES)}
-    meant |= {stand_in: f"var(--p{i})" for i, stand_in in enumerate(_PARTS)}
+    meant = {TEXT: "currentColor", GRID: "var(--grid)", PANEL: "var(--panel)"}
+    meant |= {stand_in: f"var(--c{i})" for i, stand_in in enumerate(SERIES)}
+    meant |= {stand_in: f"var(--p{i})" for i, stand_in in enumerate(SERIES_PARTS)}
     return re.sub("|".join(meant), lambda found: meant[found[0]], svg).strip()
 
 
@@ -169,7 +176,6 @@ _CLEANING = [
     (r"xlink:href", "href"),
     (r" ?font-family: [^;\"]*;?", ""),
     (r' transform="rotate\(-0 [^"]*"', ""),
-    (r"(-?\d+\.\d{2})\d+", r"\1"),
     (r"\s+", " "),
     (r"> <", "><"),
     (r"<g/>|<defs/>|<defs></defs>", ""),

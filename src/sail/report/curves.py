@@ -38,104 +38,134 @@ class Curve:
     rule: tuple[float, str] | None = None
 
 
-CURVES = [
-    Curve(
-        "eval-reward",
-        "Reward on held-out prompts",
-        "reward",
-        "eval_reward",
-        "Mean reward of fresh responses to held-out prompts.",
-        low="eval_reward_low",
-        high="eval_reward_high",
-    ),
-    Curve(
-        "eval-kl",
-        "KL to the reference, held-out prompts",
-        "nats per response",
-        "eval_kl",
-        "How far the policy has moved from the reference, on held-out prompts.",
-        error="eval_kl_se",
-    ),
-    Curve("loss", "Training loss", "", "loss", "The pair loss of the optimiser steps."),
-    Curve("eval-loss", "Held-out loss", "", "eval_loss", "The pair loss on held-out pairs."),
-    Curve(
-        "margin",
-        "Margin of the training pairs",
-        "implicit reward",
-        "pair/margin",
-        "Implicit reward of the winner minus that of the loser.",
-        rule=(0.0, "no preference"),
-    ),
-    Curve(
-        "eval-margin",
-        "Margin of held-out pairs",
-        "implicit reward",
-        "eval_margin",
-        "Implicit reward of the winner minus that of the loser.",
-        rule=(0.0, "no preference"),
-    ),
-    Curve(
-        "accuracy",
-        "Accuracy on training pairs",
-        "share",
-        "pair/accuracy",
-        "Share of pairs where the winner has the higher implicit reward.",
-        rule=(0.5, "chance"),
-    ),
-    Curve(
-        "eval-accuracy",
-        "Accuracy on held-out pairs",
-        "share",
-        "eval_accuracy",
-        "Share of held-out pairs where the winner has the higher implicit reward.",
-        rule=(0.5, "chance"),
-    ),
-    Curve(
-        "kl",
-        "KL to the reference, training prompts",
-        "nats per response",
-        "kl/policy_ref",
-        "From the on-policy responses of each step.",
-        error="kl/policy_ref_se",
-    ),
-    Curve("length", "Response length", "tokens", "response/length", "Mean length of on-policy responses."),
-    Curve(
-        "eval-length",
-        "Response length, held-out",
-        "tokens",
-        "eval_length",
-        "Mean length on held-out prompts.",
-    ),
-    Curve(
-        "cut",
-        "Responses cut by the limit",
-        "share",
-        "response/cut",
-        "Share of on-policy responses that reached the token limit before they ended.",
-    ),
-    Curve(
-        "empty", "Empty responses", "share", "response/empty", "Share of on-policy responses without a token."
-    ),
-    Curve(
-        "entropy",
-        "Label entropy",
-        "nats",
-        "label/entropy",
-        "How unsure the labels are: 0 is certain, ln 2 is a coin.",
-        rule=(math.log(2), "a coin"),
-    ),
-    Curve(
-        "agreement",
-        "Policy labels that agree",
-        "share",
-        "label/agreement",
-        "Share of the policy's own labels that agree with the given ones.",
-        rule=(0.5, "chance"),
-    ),
-    Curve("prompts", "Distinct on-policy prompts", "count", "online/prompts", "Prompts answered so far."),
-    Curve("calls", "Oracle calls", "count", "oracle/calls", "Comparisons the oracle was asked for so far."),
-    Curve("grad-norm", "Gradient norm", "", "grad_norm", "Before clipping."),
-]
+CURVES: dict[str, list[Curve]] = {
+    "Outcome": [
+        Curve(
+            "eval-reward",
+            "Reward on held-out prompts",
+            "reward",
+            "eval_reward",
+            "Mean reward of fresh responses to held-out prompts.",
+            low="eval_reward_low",
+            high="eval_reward_high",
+        ),
+        Curve(
+            "eval-kl",
+            "KL to the reference, held-out prompts",
+            "nats per response",
+            "eval_kl",
+            "How far the policy has moved from the reference, on held-out prompts.",
+            error="eval_kl_se",
+        ),
+        Curve(
+            "eval-length",
+            "Response length, held-out",
+            "tokens",
+            "eval_length",
+            "Mean length on held-out prompts.",
+        ),
+    ],
+    "Learning": [
+        Curve("loss", "Training loss", "", "loss", "The pair loss of the optimiser steps."),
+        Curve(
+            "margin",
+            "Margin of the training pairs",
+            "implicit reward",
+            "pair/margin",
+            "Implicit reward of the winner minus that of the loser.",
+            rule=(0.0, "no preference"),
+        ),
+        Curve(
+            "accuracy",
+            "Accuracy on training pairs",
+            "share",
+            "pair/accuracy",
+            "Share of pairs where the winner has the higher implicit reward.",
+            rule=(0.5, "chance"),
+        ),
+        Curve("eval-loss", "Held-out loss", "", "eval_loss", "The pair loss on held-out pairs."),
+        Curve(
+            "eval-margin",
+            "Margin of held-out pairs",
+            "implicit reward",
+            "eval_margin",
+            "Implicit reward of the winner minus that of the loser.",
+            rule=(0.0, "no preference"),
+        ),
+        Curve(
+            "eval-accuracy",
+            "Accuracy on held-out pairs",
+            "share",
+            "eval_accuracy",
+            "Share of held-out pairs where the winner has the higher implicit reward.",
+            rule=(0.5, "chance"),
+        ),
+        Curve("grad-norm", "Gradient norm", "", "grad_norm", "Before clipping."),
+    ],
+    "On-policy responses": [
+        Curve(
+            "kl",
+            "KL to the reference, training prompts",
+            "nats per response",
+            "kl/policy_ref",
+            "From the on-policy responses of each step.",
+            error="kl/policy_ref_se",
+        ),
+        Curve(
+            "length", "Response length", "tokens", "response/length", "Mean length of on-policy responses."
+        ),
+        Curve(
+            "response-entropy",
+            "Entropy of responses",
+            "nats per token",
+            "response/entropy",
+            "How much the policy varies where it goes; near 0 it always says the same.",
+        ),
+        Curve(
+            "cut",
+            "Responses cut by the limit",
+            "share",
+            "response/cut",
+            "Share of on-policy responses that reached the token limit before they ended.",
+        ),
+        Curve(
+            "empty",
+            "Empty responses",
+            "share",
+            "response/empty",
+            "Share of on-policy responses without a token.",
+        ),
+        Curve(
+            "prompts",
+            "Distinct on-policy prompts",
+            "count",
+            "online/prompts",
+            "Dataset rows answered so far.",
+        ),
+    ],
+    "Labels and cost": [
+        Curve(
+            "label-entropy",
+            "Label entropy",
+            "nats",
+            "label/entropy",
+            "How unsure the labels are: 0 is certain, ln 2 is a coin.",
+            rule=(math.log(2), "a coin"),
+        ),
+        Curve(
+            "agreement",
+            "Policy labels that agree",
+            "share",
+            "label/agreement",
+            "Share of the policy's own labels that agree with the given ones.",
+            rule=(0.5, "chance"),
+        ),
+        Curve(
+            "calls", "Oracle calls", "count", "oracle/calls", "Comparisons the oracle was asked for so far."
+        ),
+    ],
+}
+"""The curves of logged keys, by group, in reading order."""
 
 PHASES = ["generate", "oracle", "policy", "reference", "rest"]
 ROUTES = ["data", "ddp", "dpp", "dpr"]
@@ -143,9 +173,8 @@ ROUTES = ["data", "ddp", "dpp", "dpr"]
 
 def charts(records: list[RunRecord]) -> tuple[list[Chart], list[str], list[str]]:
     """The charts in reading order, the titles of those without data and of those that are zero throughout."""
-    made = [_frontier(records), *(_lines(curve, records) for curve in CURVES)]
-    made[2:2] = [made.pop(0)]  # the frontier reads best after the two curves it is made of
-    made += [_routes(records), _phases(records)]
+    made = [{**_lines(curve, records), "group": group} for group, own in CURVES.items() for curve in own]
+    made += [{**chart, "group": "Labels and cost"} for chart in (_routes(records), _phases(records))]
     empty = [c["title"] for c in made if not c["series"]]
     zero = [
         c["title"] for c in made if c["series"] and not any(v for s in c["series"] for v in s.get("y", [1]))
@@ -207,30 +236,6 @@ def _lines(curve: Curve, records: list[RunRecord]) -> Chart:
         "averaged": most,
         "x_unit": "optimiser step",
         "rule": list(curve.rule) if curve.rule else None,
-        "series": series,
-    }
-
-
-def _frontier(records: list[RunRecord]) -> Chart:
-    """Held-out reward against held-out KL, one point per evaluation, joined in the order of training."""
-    series = []
-    for index, record in enumerate(records):
-        kl = dict(zip(*record.column("eval_kl"), strict=True))
-        reward = dict(zip(*record.column("eval_reward"), strict=True))
-        steps = sorted(kl.keys() & reward.keys())
-        if steps:
-            x, y = [_round(kl[s]) for s in steps], [_round(reward[s]) for s in steps]
-            series.append({"run": index, "x": x, "y": y, "steps": steps})
-    return {
-        "id": "frontier",
-        "kind": "lines",
-        "title": "Reward against KL",
-        "unit": "reward",
-        "about": "What each nat of distance from the reference bought. Higher at the same KL is better.",
-        "averaged": 1,
-        "x_unit": "KL to the reference, nats per response",
-        "rule": None,
-        "markers": True,
         "series": series,
     }
 

@@ -23,8 +23,8 @@ def pairs(records: list[RunRecord]) -> dict[str, Any]:
     for index, record in enumerate(records):
         embedded = _thinned([_pair(index, row) for row in record.pairs], budget)
         rows += embedded
-        total = record.pairs_total
-        counted = {clean(route): count for route, count in record.pairs_by_route.items()}
+        total = record.facts.total
+        counted = {clean(route): count for route, count in record.facts.by_route.items()}
         left = total - len(embedded)
         runs.append(
             {"run": index, "total": total, "shown": len(embedded), "left_out": left, "by_route": counted}
@@ -70,8 +70,14 @@ def _answer(text: Any, reward: Any) -> Row:
 
 
 def _pair(run: int, row: Row) -> Row:
-    """A line of pairs.jsonl.gz with texts cleaned and numbers checked; keys that the page does not know are left out."""
+    """A line of pairs.jsonl.gz with texts cleaned and numbers checked; keys that the page does not know are left out.
+
+    disagreement: how far the oracle's probability of "first wins" lies from the policy's own when the pair was sampled; None
+    where the policy labels itself and in files that do not hold it.
+    """
     label, probability = number(row.get("label")), number(row.get("probability"))
+    own = number(row.get("policy_probability"))
+    told = probability if row.get("route") == "dpr" else None
     return {
         "run": run,
         "step": number(row.get("step")),
@@ -82,9 +88,12 @@ def _pair(run: int, row: Row) -> Row:
         "source": clean(row.get("source")),
         "label": label,
         "probability": probability,
+        "policy_probability": own,
+        "disagreement": None if told is None or own is None else abs(told - own),
         "lengths": [number(row.get("first_length")), number(row.get("second_length"))],
         "cut": [bool(row.get("first_cut")), bool(row.get("second_cut"))],
         "reason": clean(row.get("reason")) or None,
+        "reference": None if row.get("reference") is None else clean(row["reference"]),
     }
 
 

@@ -29,6 +29,15 @@
     });
   }
 
+  // ---- a link to something that is folded away unfolds it
+  const unfold = () => {
+    const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
+    for (let node = target; node; node = node.parentElement) if (node.tagName === "DETAILS") node.open = true;
+    if (target) target.scrollIntoView();
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
   // ---- pairs
   const source = document.getElementById("pair-data");
   if (!source) return;
@@ -57,11 +66,32 @@
   form.elements.to.placeholder = Math.max(...steps);
 
   const unsureness = (row) => (row.probability === null ? 1 : Math.abs(row.probability - 0.5));
+  const known = (row) => (row.disagreement === null ? -1 : row.disagreement);
+  // name: [words, comparison]
   const orders = {
-    early: (a, b) => a.step - b.step,
-    late: (a, b) => b.step - a.step,
-    unsure: (a, b) => unsureness(a) - unsureness(b),
+    early: ["earliest", (a, b) => a.step - b.step],
+    late: ["latest", (a, b) => b.step - a.step],
+    unsure: ["least sure", (a, b) => unsureness(a) - unsureness(b)],
+    disagree: ["disagreement", (a, b) => known(b) - known(a)],
   };
+  if (!rows.some((row) => row.disagreement !== null)) delete orders.disagree;
+  form.elements.order.append(...Object.entries(orders).map(([name, [words]]) => new Option(words, name)));
+  const aside = (row) => (row.probability - 0.5) * (row.policy_probability - 0.5);
+  // name: [words, which rows]
+  const kinds = {
+    "": ["all", () => true],
+    disagree: ["disagreeing", (row) => row.disagreement !== null && aside(row) < 0],
+    agree: ["agreeing", (row) => row.disagreement !== null && aside(row) > 0],
+    abstained: ["no label", (row) => row.label === null],
+    identical: ["identical", (row) => row.first === row.second],
+    cut: ["cut", (row) => row.cut.includes(true)],
+    empty: ["empty", (row) => !row.first.trim() || !row.second.trim()],
+    reference: ["with reference", (row) => row.reference !== null],
+  };
+  for (const [name, [words, which]] of Object.entries(kinds)) {
+    if (rows.some(which)) form.elements.show.append(new Option(words, name));
+    else delete kinds[name];
+  }
 
   const matching = () => {
     const want = Object.fromEntries(new FormData(form));
@@ -73,8 +103,9 @@
         (!want.source || row.source === want.source) &&
         (want.from === "" || row.step >= Number(want.from)) &&
         (want.to === "" || row.step <= Number(want.to)) &&
+        kinds[want.show][1](row) &&
         (!text || row.haystack.includes(text)))
-      .sort(orders[want.order]);
+      .sort(orders[want.order][1]);
   };
 
   const promptBlock = (messages) => {
@@ -91,7 +122,7 @@
     const [name, text] = index === 0 ? ["first", row.first] : ["second", row.second];
     const share = row.label === null ? null : index === 0 ? row.label : 1 - row.label;
     const block = element("div", share !== null && share > 0.5 ? "answer preferred" : "answer");
-    const head = element("h3");
+    const head = element("h4");
     head.append(element("span", "", share !== null && share > 0.5 ? `${name} · preferred` : name));
     const length = row.lengths[index];
     const facts = [];
@@ -101,6 +132,14 @@
     const body = element("p", "text", text);
     body.dir = "auto";
     block.append(head, body);
+    return block;
+  };
+
+  const reference = (row) => {
+    const block = element("div", "answer reference");
+    const body = element("p", "text", row.reference);
+    body.dir = "auto";
+    block.append(element("h4", "", "the reference's answer"), body);
     return block;
   };
 
@@ -118,8 +157,14 @@
     const part = element("span");
     part.style.width = `${100 * Math.min(1, Math.max(0, row.probability))}%`;
     bar.append(part);
+    if (row.disagreement !== null) {
+      const tick = element("i");
+      tick.style.left = `${100 * row.policy_probability}%`;
+      bar.append(tick);
+    }
     const label = row.label === null ? "no label" : row.label === row.probability ? "" : `trained as ${round(row.label)}`;
-    const said = [by, `first wins with ${round(row.probability)}`, label, row.reason].filter(Boolean);
+    const policy = row.disagreement === null ? "" : `the policy said ${round(row.policy_probability)}: ${round(row.disagreement)} apart`;
+    const said = [by, `first wins with ${round(row.probability)}`, label, policy, row.reason].filter(Boolean);
     block.append(bar, element("span", "", said.join(" · ")));
     return block;
   };
@@ -136,6 +181,8 @@
     head.append(element("span", "", row.step === null ? "step unknown" : `step ${row.step}`), element("span", "tag", row.route));
     const both = element("div", "answers");
     both.append(response(row, 0), response(row, 1));
+    if (row.reference !== null) both.append(reference(row));
+    node.tabIndex = 0;
     node.append(head, promptBlock(row.prompt), both, verdict(row));
     return node;
   };
@@ -147,7 +194,7 @@
     shown = Math.min(found.length, shown + PAGE);
     more.hidden = shown === found.length;
     count.textContent = found.length
-      ? `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} pairs match; ${shown} shown.`
+      ? `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} pairs match; ${shown} shown. j and k go from pair to pair.`
       : "No pair matches. Widen the filters.";
   };
   const update = () => {
@@ -158,7 +205,28 @@
   };
   form.addEventListener("input", update);
   form.addEventListener("submit", (event) => event.preventDefault());
-  more.addEventListener("click", showMore);
+  form.addEventListener("reset", () => setTimeout(update));
+  more.addEventListener("click", () => {
+    const next = shown;
+    showMore();
+    list.children[next].focus({ preventScroll: true }); // or the keyboard would start anew at the top
+  });
+  list.addEventListener("keydown", (event) => {
+    const step = { j: "nextElementSibling", k: "previousElementSibling" }[event.key];
+    const here = event.target.closest(".pair");
+    if (!step || !here || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    if (event.key === "j" && !here.nextElementSibling && !more.hidden) showMore();
+    here[step]?.focus();
+  });
+  // A health check's evidence: the pairs that it counted.
+  for (const link of document.querySelectorAll("a[data-show]")) {
+    link.addEventListener("click", () => {
+      form.reset();
+      if (link.dataset.show in kinds) form.elements.show.value = link.dataset.show;
+      update();
+    });
+  }
   form.hidden = false;
   update();
 })();

@@ -1,0 +1,286 @@
+"""Planted faults, trained by the real trainer and read by the real report: each raises the right alarm, healthy runs none.
+
+A world in which prompts matter: a prompt names one of five topics, an answer has words of that topic, and the reward likes the
+topic's first word. The reference has learned the topics beforehand, so that responses can fit a prompt or not. The end of a run
+is results.json as `sail train` writes it, and an audit that this file computes from its definition (docs/design.md, Evidence).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny import EOS, PAD, make_model, make_tokenizer, make_trainer
+
+from sail.evaluation.stats import mean_interval, rate_interval
+from sail.oracles import ScoringOracle, ask
+from sail.report import read_run
+from sail.report.checks import examine
+from sail.report.page import build_report
+from sail.results import RESULTS, final_results, write_json
+from sail.types import Pair
+
+TOPICS = 5
+OF_TOPIC = {t: [f"w{5 + 4 * t + k}" for k in range(4)] for t in range(TOPICS)}
+FILLERS = [f"w{number}" for number in range(25, 29)]
+METHODS = ["dpo", "online-dpo", "sail-ddp", "sail-dpp", "sail-dpr"]
+Row = dict[str, str]
+
+
+def topic_of(prompt: str) -> int:
+    """The prompt's first word is its topic."""
+    return int(prompt.split()[0][1:])
+
+
+def reward(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    """Mean over words: 3 for the topic's first word, 1 for its others, -3 for words of other topics; 0 for nothing."""
+
+    def worth(topic: int, word: str) -> float:
+        own = OF_TOPIC[topic]
+        return 3.0 if word == own[0] else 1.0 if word in own else -3.0
+
+    told = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        words = response.split()
+        told.append(sum(worth(topic_of(prompt), word) for word in words) / max(1, len(words)))
+    return told
+
+
+def answer(topic: int, chance: random.Random) -> str:
+    """Three to five words, nine in ten of the topic."""
+    words = [
+        chance.choice(OF_TOPIC[topic if chance.random() < 0.9 else chance.randrange(TOPICS)])
+        for _ in range(5)
+    ]
+    return " ".join(words[: chance.randint(3, 5)])
+
+
+def make_rows(count: int, seed: int) -> list[Row]:
+    """Distinct prompts with two different answers, the one with the higher reward chosen."""
+    chance = random.Random(seed)
+    rows: dict[str, Row] = {}
+    while len(rows) < count:
+        topic = chance.randrange(TOPICS)
+        prompt = " ".join([f"w{topic}", *(chance.choice(FILLERS) for _ in range(chance.randint(3, 5)))])
+        pair = sorted({answer(topic, chance) for _ in range(2)}, key=lambda text: reward([prompt], [text])[0])
+        if len(pair) == 2:
+            rows[prompt] = {"prompt": prompt, "chosen": pair[1], "rejected": pair[0]}
+    return list(rows.values())
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Any:
+    """A tiny model that has learned to answer with words of the topic."""
+    model, tokenizer = make_model(scale=0.1), make_tokenizer()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=6e-3)
+    chance = random.Random(0)
+    rows = make_rows(256, 9)
+    for _ in range(150):
+        texts = []
+        for row in chance.sample(rows, 48):
+            prompt, said = (
+                tokenizer(text)["input_ids"]
+                for text in (row["prompt"], answer(topic_of(row["prompt"]), chance))
+            )
+            texts.append((prompt, [*said, EOS]))
+        longest = max(len(p) + len(r) for p, r in texts)
+        ids = torch.tensor([[*p, *r, *[PAD] * (longest - len(p) - len(r))] for p, r in texts])
+        labels = torch.tensor(
+            [[*[-100] * len(p), *r, *[-100] * (longest - len(p) - len(r))] for p, r in texts]
+        )
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return model.eval()
+
+
+def run(
+    folder: Path,
+    assistant: Any,
+    method: str,
+    *,
+    rows: list[Row] | None = None,
+    oracle: Callable[..., list[Any]] = reward,
+    plant: Callable[[Any], None] | None = None,
+    held_out: list[Row] | None = None,
+    **options: Any,
+) -> Path:
+    """Train on the tiny world and write the end of a run; `plant` may spoil the trainer before it starts."""
+    options = {
+        "preset": method,
+        "max_steps": 16,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 2e-3,
+        **options,
+    }
+    options = {"eval_strategy": "steps", "eval_steps": 4, "max_new_tokens": 12, "beta": 0.1, **options}
+    trainer = make_trainer(
+        folder,
+        model=copy.deepcopy(assistant),
+        rows=make_rows(256, 1) if rows is None else rows,
+        oracle=oracle,
+        trainer_options={"eval_dataset": make_rows(64, 2) if held_out is None else held_out},
+        **options,
+    )
+    if plant:
+        plant(trainer)
+    trainer.train()
+    asked = {"train": {"preset": method, **options}, "oracle": {"kind": "function"}}
+    (folder / "config.resolved.yaml").write_text(yaml.safe_dump(asked))
+    write_json(folder / RESULTS, final_results(trainer, trainer.tracker.totals()))
+    write_json(folder / "audit.json", audit(folder, assistant, trainer))
+    return folder
+
+
+def audit(folder: Path, reference: Any, trainer: Any) -> dict[str, Any]:
+    """Prompt fit, the oracle's agreement with the held-out labels, and its verdicts in both orders, by their definitions."""
+    tokenizer, held_out = trainer.processing_class, trainer.eval_dataset.rows
+    of_data = [(row["prompt"], row["chosen"]) for row in trainer.train_dataset.rows[:128]]
+    of_policy = [(row["prompt"], row["first"]) for row in read_run(folder).pairs[:128]]
+    pairs = [Pair(row["prompt"], row["chosen"], row["rejected"]) for row in held_out]
+    turned = [Pair(pair.prompt, pair.second, pair.first) for pair in pairs]
+    there, back = ([told.first_wins for told in ask(trainer.oracle, way)[0]] for way in (pairs, turned))
+    means = [round((p + 1 - q) / 2, 9) for p, q in zip(there, back, strict=True)]
+    contradicts = [float((p - 0.5) * (0.5 - q) < 0) for p, q in zip(there, back, strict=True)]
+    symmetric = isinstance(trainer.oracle, ScoringOracle)
+    return {
+        "prompt_fit": {
+            "data": prompt_fit(reference, tokenizer, of_data),
+            "sampled": prompt_fit(reference, tokenizer, of_policy),
+        },
+        "oracle_agreement": vars(rate_interval([0.5 if m == 0.5 else float(m > 0.5) for m in means])),
+        "oracle_swap": {"kind": "symmetric"}
+        if symmetric
+        else {"disagreement": vars(rate_interval(contradicts))},
+        "oracle_calls": 2 * len(pairs),
+        "reference_answers": None,
+    }
+
+
+def prompt_fit(reference: Any, tokenizer: Any, spoken: list[tuple[str, str]]) -> dict[str, Any] | None:
+    """Mean of log pi_ref(y given x) - log pi_ref(y given the next row's other prompt), nats per response."""
+    differences = []
+    for place, (prompt, response) in enumerate(spoken):
+        others = [p for p, _ in spoken[place:] + spoken[:place] if p != prompt]
+        if others and response:
+            differences.append(
+                log_prob(reference, tokenizer, prompt, response)
+                - log_prob(reference, tokenizer, others[0], response)
+            )
+    return vars(mean_interval(differences)) if differences else None
+
+
+@torch.no_grad()
+def log_prob(model: Any, tokenizer: Any, prompt: str, response: str) -> float:
+    """log pi(y given x), summed over the response's tokens and its end."""
+    start, said = (tokenizer(text)["input_ids"] for text in (prompt, response))
+    scores = model(input_ids=torch.tensor([[*start, *said, EOS]])).logits[0].log_softmax(-1)
+    return sum(scores[len(start) - 1 + k, token].item() for k, token in enumerate([*said, EOS]))
+
+
+def alarms(folder: Path) -> set[str]:
+    """The checks that raise a warning."""
+    return {check["id"] for check in examine([read_run(folder)]) if check["runs"][0]["state"] == "warning"}
+
+
+def measured(folder: Path, id: str) -> dict[str, Any]:
+    (outcome,) = (check["runs"][0] for check in examine([read_run(folder)]) if check["id"] == id)
+    return outcome
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_healthy_run_raises_no_alarm(tmp_path: Path, assistant: Any, method: str) -> None:
+    folder = run(tmp_path / method, assistant, method)
+    assert alarms(folder) == set()
+    assert measured(folder, "prompt-fit")["state"] == "fine"
+    assert measured(folder, "inverted")["state"] == "fine"
+    if method not in ("dpo", "sail-ddp"):
+        looked_at = [
+            measured(folder, id)["state"]
+            for id in ("prompts", "duplicates", "identical", "entropy", "length")
+        ]
+        assert looked_at == ["fine"] * 5
+    (wrong,) = (
+        tile for tile in build_report([read_run(folder)], title="t")["answers"] if tile["id"] == "wrong"
+    )
+    assert wrong["answer"] == "Nothing found"
+
+
+def test_a_shuffled_prompt_list(tmp_path: Path, assistant: Any) -> None:
+    rows = make_rows(256, 1)
+    prompts = [row["prompt"] for row in rows]
+    random.Random(5).shuffle(prompts)
+    shuffled = [{**row, "prompt": prompt} for row, prompt in zip(rows, prompts, strict=True)]
+    folder = run(tmp_path / "run", assistant, "sail-dpr", rows=shuffled)
+    assert "prompt-fit" in alarms(folder)
+    audit = json.loads((folder / "audit.json").read_text())["prompt_fit"]
+    assert audit["sampled"]["low"] > 0  # what the policy itself says still fits: only the dataset was spoiled
+    (wrong,) = (
+        f for f in build_report([read_run(folder)], title="t")["findings"] if f["check"] == "prompt-fit"
+    )
+    assert wrong["text"] == "Responses do not fit their prompts."
+
+
+def test_samples_that_come_back_in_another_order(tmp_path: Path, assistant: Any) -> None:
+    def plant(trainer: Any) -> None:
+        real = trainer.generator.sample
+
+        def rotated(prompts: list[Any], keys: list[Any]) -> list[Any]:
+            said = real(prompts, keys)
+            return said[6:] + said[:6]  # a shift by three prompts: each gets the responses of another
+
+        trainer.maker.generator.sample = rotated
+
+    folder = run(tmp_path / "run", assistant, "sail-dpr", plant=plant)
+    assert "prompt-fit" in alarms(folder)
+    assert json.loads((folder / "audit.json").read_text())["prompt_fit"]["data"]["low"] > 0
+
+
+def test_a_pool_of_one_prompt(tmp_path: Path, assistant: Any) -> None:
+    rows = [{**row, "prompt": "w2 w25 w26 w27"} for row in make_rows(256, 1)]
+    folder = run(tmp_path / "run", assistant, "sail-dpr", rows=rows)
+    assert {"prompts", "prompt-share"} <= alarms(folder)
+    assert "1 different prompt" in measured(folder, "prompts")["measured"]
+
+
+@pytest.mark.parametrize(("value", "others"), [(0.5, {"chance"}), (0.9, {"position", "swapped"})])
+def test_a_constant_oracle(tmp_path: Path, assistant: Any, value: float, others: set[str]) -> None:
+    def prefers(prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[float | None]:
+        return [value] * len(prompts)
+
+    folder = run(tmp_path / "run", assistant, "sail-dpr", oracle=prefers)
+    assert {"constant", *others} <= alarms(folder)
+
+
+def test_an_inverted_label(tmp_path: Path, assistant: Any) -> None:
+    def inverted(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return [-value for value in reward(prompts, responses)]
+
+    folder = run(tmp_path / "run", assistant, "sail-dpr", oracle=inverted)
+    assert "inverted" in alarms(folder)
+
+
+def test_inverted_columns_of_the_file(tmp_path: Path, assistant: Any) -> None:
+    def turned(rows: list[Row]) -> list[Row]:
+        return [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+
+    folder = run(
+        tmp_path / "run",
+        assistant,
+        "sail-dpr",
+        rows=turned(make_rows(256, 1)),
+        held_out=turned(make_rows(64, 2)),
+    )
+    assert "inverted" in alarms(folder)
+
+
+def test_a_collapsed_policy(tmp_path: Path, assistant: Any) -> None:
+    folder = run(tmp_path / "run", assistant, "online-dpo", learning_rate=5e-2, beta=0.01)
+    assert {"entropy", "duplicates", "identical", "reward"} <= alarms(folder)
