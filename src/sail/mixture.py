@@ -41,6 +41,15 @@ class Route:
         return "dataset" in (self.first, self.second)
 
     @property
+    def from_dataset(self) -> bool:
+        """Whether both responses are the dataset's."""
+        return self.first == self.second == "dataset"
+
+    def samples(self, per_prompt: int) -> int:
+        """Responses sampled for one row: `per_prompt` where the policy writes both, one where it writes one."""
+        return (0, 1, per_prompt)[(self.first, self.second).count("policy")]
+
+    @property
     def has_score_term(self) -> bool:
         """T1 exists where the policy wrote both responses."""
         return self.first == self.second == "policy"
@@ -66,6 +75,9 @@ ROUTES = {
             "dpp", "policy", "policy", "policy", "fresh pairs, labelled by the policy's own implicit reward"
         ),
         Route("dpr", "policy", "policy", "oracle", "fresh pairs, labelled by an oracle"),
+        Route(
+            "spin", "dataset", "policy", "dataset", "the dataset's answer, which wins, against the policy's"
+        ),
         Route(
             "replay",
             "memory",
@@ -123,10 +135,28 @@ PRESETS = {
             "a fresh pair and an oracle label every step (OAIF), arXiv 2402.04792",
         ),
         Preset(
+            "iterative-dpo",
+            {"dpr": {"weight": 1.0, "coefficient": 0.0}},
+            {
+                "samples_per_prompt": 8,
+                "pairing": "best_worst",
+                "oracle_label": "argmax",
+                "refresh": "round",
+                "ref_update": "never",
+            },
+            "once per round 8 answers per prompt, the best against the worst (RLHF Workflow), arXiv 2405.07863",
+        ),
+        Preset(
             "self-dpo",
             {"data": {"weight": 0.7}, "dpp": {"weight": 0.3, "coefficient": 0.0}},
             {"policy_label": "argmax"},
             "fresh pairs labelled by the implicit reward's argmax (as DICE, arXiv 2406.09760), beside the given pairs",
+        ),
+        Preset(
+            "spin",
+            {"spin": {"weight": 1.0}},
+            {"refresh": "round", "ref_update": "round"},
+            "the dataset's answer against that of the last round's policy, which is the reference, arXiv 2401.01335",
         ),
         Preset(
             "sail-ddp",
@@ -170,7 +200,17 @@ class Mixture:
 
     @property
     def offline(self) -> tuple[Share, ...]:
-        """The shares that use the dataset's responses."""
+        """The shares whose responses are both the dataset's."""
+        return tuple(share for share in self.shares if share.route.from_dataset)
+
+    @property
+    def sampled(self) -> tuple[Share, ...]:
+        """The shares whose responses are both drawn from the policy: what its KL can be estimated from."""
+        return tuple(share for share in self.shares if share.route.has_score_term)
+
+    @property
+    def with_pairs(self) -> tuple[Share, ...]:
+        """The shares that use some response of the dataset."""
         return tuple(share for share in self.shares if share.route.needs_pairs)
 
     @property
@@ -223,14 +263,14 @@ class Mixture:
         of these routes, s the share of prompt-only rows in the dataset (`check_prompt_share` refuses s > W).
         """
         bare = self._bare_weight()
-        if not has_pair or not self.offline:
+        if not has_pair or not self.with_pairs:
             return _pick(self.without_pairs, uniform * bare)
         if prompt_only_share == 0.0:
             return _pick(self.shares, uniform * sum(share.weight for share in self.shares))
         chance = (bare - prompt_only_share) / (1.0 - prompt_only_share)
         if uniform < chance:
             return _pick(self.without_pairs, uniform / chance * bare)
-        return _pick(self.offline, (uniform - chance) / (1.0 - chance) * (1.0 - bare))
+        return _pick(self.with_pairs, (uniform - chance) / (1.0 - chance) * (1.0 - bare))
 
     def check_prompt_share(self, prompt_only: int, total: int) -> float:
         """The share of prompt-only rows; refuses one that the weights cannot realise."""
@@ -238,8 +278,8 @@ class Mixture:
         bare = min(self.at(progress)._bare_weight() for progress in (0.0, 1.0))
         if share > bare + 1e-9:
             raise ConfigError(
-                f"{prompt_only} of {total} training rows have a prompt only ({share:.0%}), but the on-policy routes weigh "
-                f"{bare:.2f} together, so those weights cannot be realised. Raise the weight of dpp or dpr to at least "
+                f"{prompt_only} of {total} training rows have a prompt only ({share:.0%}), but the routes that need no pair "
+                f"weigh {bare:.2f} together, so those weights cannot be realised. Raise the weight of dpp or dpr to at least "
                 f"{math.ceil(share * 100) / 100:.2f}, or give fewer prompt-only rows."
             )
         return min(share, bare)
@@ -350,6 +390,11 @@ def _parse_share(route: Route, entry: Any) -> Share | None:
         raise ConfigError(
             f"The coefficient of route {route.name} is {coefficient:g}; a negative one would descend what it should climb. "
             "Use 0 (no correction) to 1 (the exact gradient)."
+        )
+    if coefficient > 0.0 and route.needs_pairs and route.on_policy:
+        raise ConfigError(
+            f"Route {route.name} has no correction: its sampled answer stands for an opponent that is held fixed. "
+            f"Remove its coefficient ({coefficient:g})."
         )
     if coefficient > 0.0 and not (route.has_score_term or route.has_label_term):
         raise ConfigError(

@@ -46,6 +46,10 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
         "samples": [],
         "notes": [],
     }
+    if trainer.args.ref_update != "never":
+        results["notes"].append(
+            "The reference was replaced in every round; what is called the reference here is the one that the run began with."
+        )
     if held_out is None:
         results["notes"].append("There is no data.eval, so nothing was measured on held-out prompts.")
         return results
@@ -61,7 +65,7 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
 
     with trainer.accelerator.autocast():
         policy = answers(trainer.model)
-    model, adapter_off = trainer.reference.model()
+    model, adapter_off = trainer.reference.start()
     with adapter_off, trainer.accelerator.autocast():
         findings = compare_with_reference(
             policy,

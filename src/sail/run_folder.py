@@ -12,6 +12,7 @@ from sail.config import RunConfig, resolved_yaml
 from sail.errors import ConfigError
 from sail.results import RESULTS
 from sail.training.checkpoints import checkpoints, is_complete
+from sail.training.rounds import FOLDER as ROUNDS
 
 RESOLVED = "config.resolved.yaml"
 
@@ -39,7 +40,7 @@ def holds_a_run(folder: Path) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove what a run writes; files of the user's own stay."""
-    for path in [*checkpoints(folder), folder / "model", folder / "adapter"]:
+    for path in [*checkpoints(folder), folder / "model", folder / "adapter", folder / ROUNDS]:
         shutil.rmtree(path, ignore_errors=True)
     for name in (RESOLVED, "metrics.jsonl", "pairs.jsonl.gz", RESULTS, "report.html", "report.json"):
         (folder / name).unlink(missing_ok=True)
