@@ -10,7 +10,8 @@ from typing import Any
 
 from sail.errors import ConfigError
 from sail.fields import AlignmentFields
-from sail.mixture import Mixture, Preset, mixture_of, preset_of
+from sail.mixture import Mixture, mixture_of
+from sail.presets import Preset, preset_of
 
 
 @dataclass(frozen=True)
