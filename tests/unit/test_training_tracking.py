@@ -50,7 +50,9 @@ def a_step(start: int = 0) -> Step:
 
 def a_result(loss: list[float]) -> tuple[RowLoss, dict[str, torch.Tensor]]:
     margin, label = torch.tensor([0.5, -0.2, 0.0]), torch.tensor([1.0, 0.45, 0.8])
-    result = RowLoss(torch.tensor(loss, requires_grad=True) * 1.0, margin, margin, margin, label)
+    result = RowLoss(
+        torch.tensor(loss, requires_grad=True) * 1.0, margin, margin, margin, label, margin * math.nan
+    )
     flags = {"self_label": torch.tensor([False, True, False]), "pair_weight": torch.tensor([1.0, 1.0, 1.0])}
     return result, flags
 
@@ -117,7 +119,8 @@ def test_without_rows_there_are_no_numbers() -> None:
 def shape(**rows: list[Any]) -> dict[str, list[Any]]:
     # One prompt per pair of log-ratios, unless a test says otherwise.
     online = list(range(len(rows.get("ratios", []))))
-    return {"online": online, "ratios": [], "lengths": [], "log_probs": [], "cut": [], "empty": [], **rows}
+    empty: dict[str, list[Any]] = {"log_probs": [], "tokens": [], "cut": [], "empty": []}
+    return {"online": online, "ratios": [], "lengths": [], **empty, **rows}
 
 
 def test_kl_is_the_mean_log_ratio_with_an_error_by_prompt() -> None:
@@ -135,7 +138,7 @@ def test_one_prompt_has_no_error_and_none_no_estimate() -> None:
 
 
 def test_entropy_is_per_token_and_of_the_policys_own_samples() -> None:
-    rows = shape(log_probs=[-3.0, -1.0], lengths=[3, 5])
+    rows = shape(log_probs=[-3.0, -1.0], tokens=[3, 5], lengths=[3, 5, 9])
     assert response_numbers(rows, 1.0)["response/entropy"] == pytest.approx(0.5)
     assert response_numbers(rows, 0.7)["response/entropy"] is None
 
@@ -191,7 +194,9 @@ def test_abstentions_and_empty_steps_are_counted() -> None:
         row.preference = Preference(None, "no verdict")
     tracker.add_step(Step([], rows, [online(row, (0.0, 0.0)) for row in rows], active_rows=0))
     zero, no = torch.zeros(4), torch.zeros(4, dtype=torch.bool)
-    tracker.add_result(RowLoss(zero, zero, zero, zero, zero + 0.5), {"self_label": no, "pair_weight": zero})
+    tracker.add_result(
+        RowLoss(zero, zero, zero, zero, zero + 0.5, zero * math.nan), {"self_label": no, "pair_weight": zero}
+    )
     line = tracker.take(1.0)
     assert line["pair/accuracy"] is None
     assert (line["oracle/abstained"], line["step/empty"]) == (4, 1)
