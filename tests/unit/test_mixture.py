@@ -28,7 +28,7 @@ def frequencies(
         for i in range(points)
     )
     assert sum(counts.values()) == points
-    return {name: counts[name] / points for name in MIX}
+    return {name: counts[name] / points for name in [*MIX, *(share.route.name for share in mixture.shares)]}
 
 
 @pytest.mark.parametrize(
