@@ -14,7 +14,7 @@ from sail.objective import RowLoss
 from sail.online import Example, Response
 from sail.training import tracking
 from sail.training.step import OnPolicyRow, Step
-from sail.training.tracking import Counters, Tracker, pair_numbers, response_numbers
+from sail.training.tracking import Counters, Tracker, pair_numbers, ratio_numbers, response_numbers
 from sail.types import Preference
 
 MIXTURE = mixture_of("sail-mix", None)
@@ -271,3 +271,39 @@ def test_state_of_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Tracker(MIXTURE)
     other.restore(kept)
     assert other.counters == Counters()
+
+
+# ---- rounds
+
+
+def test_ratios_are_of_stale_rows_only() -> None:
+    """Ratios 1 and 3 at a clip of 3: mean 2, effective sample size 16 / (2 * 10), half of them at the clip."""
+    numbers = ratio_numbers([math.nan, 1.0, 3.0, math.nan], 3.0)
+    assert numbers == {"ratio/mean": 2.0, "ratio/ess": pytest.approx(0.8), "ratio/clipped": 0.5}
+    assert ratio_numbers([1.0, 3.0], None)["ratio/clipped"] == 0.0
+    assert set(ratio_numbers([math.nan], None).values()) == {None}
+
+
+def test_only_fresh_independent_samples_speak_for_the_policy_of_now() -> None:
+    """Stale or chosen rows: lengths yes, KL and entropy no. A reference that moves has no KL."""
+    for own, moving in ((True, False), (False, False), (True, True)):
+        tracker = Tracker(MIXTURE, moving_reference=moving)
+        one = example("dpr", 0, 0.8)
+        row = OnPolicyRow(0, True, -0.7, 0.8, 0.1, (0.1, 0.3), (2.0, 1.0), own=own)
+        tracker.add_step(Step([], [one], [(one, row)], active_rows=1))
+        line = tracker.take(1.0)
+        assert (line["kl/policy_ref"] is not None) == (own and not moving)
+        assert (line["response/entropy"] is not None) == own
+        assert line["response/length"] == 1.5
+
+
+def test_of_spin_only_the_sampled_response_is_counted() -> None:
+    tracker = Tracker(mixture_of("spin", None))
+    share = tracker.mixture.shares[0]
+    first, second = Response((3, 4, 1), "w1 w2", False), Response((5,), "", True, -2.0, -2.0)
+    one = Example({"index": 0, "prompt": "x"}, share, 0.5, first, second, Preference(1.0))
+    tracker.add_step(Step([], [one], [(one, OnPolicyRow(0, True, 0.0, 1.0, None, None, own=False))]))
+    line = tracker.take(1.0)
+    assert (line["response/length"], line["response/cut"], line["response/empty"]) == (1.0, 1.0, 1.0)
+    assert line["kl/policy_ref"] is None
+    assert line["online/prompts"] == 1

@@ -26,7 +26,7 @@ def importance_ratio(now: Tensor, then: Tensor, stale: Tensor, clip: float | Non
 
 
 def effective_sample_size(weights: Tensor) -> float:
-    """(sum w)^2 / (n sum w^2) in (0, 1]: the share of n weighted rows that equally weighted ones would need; 1 at equal weights.
+    """(sum w)^2 / (n sum w^2) in (0, 1]: the share of n weighted rows that equally weighted ones would need; nan if all are 0.
 
     >>> effective_sample_size(torch.tensor([1.0, 1.0, 1.0, 0.0]))
     0.75
