@@ -284,6 +284,12 @@ def test_ratios_are_of_stale_rows_only() -> None:
     assert set(ratio_numbers([math.nan], None).values()) == {None}
 
 
+def one_result() -> tuple[RowLoss, dict[str, torch.Tensor]]:
+    column = torch.tensor([0.3])
+    flags = {"self_label": torch.tensor([False]), "pair_weight": torch.tensor([1.0])}
+    return RowLoss(column, column, column, column, column, column * math.nan), flags
+
+
 def test_only_fresh_independent_samples_speak_for_the_policy_of_now() -> None:
     """Stale or chosen rows: lengths yes, KL and entropy no. A reference that moves has no KL."""
     for own, moving in ((True, False), (False, False), (True, True)):
@@ -291,6 +297,7 @@ def test_only_fresh_independent_samples_speak_for_the_policy_of_now() -> None:
         one = example("dpr", 0, 0.8)
         row = OnPolicyRow(0, True, -0.7, 0.8, 0.1, (0.1, 0.3), (2.0, 1.0), own=own)
         tracker.add_step(Step([], [one], [(one, row)], active_rows=1))
+        tracker.add_result(*one_result())
         line = tracker.take(1.0)
         assert (line["kl/policy_ref"] is not None) == (own and not moving)
         assert (line["response/entropy"] is not None) == own
@@ -303,6 +310,7 @@ def test_of_spin_only_the_sampled_response_is_counted() -> None:
     first, second = Response((3, 4, 1), "w1 w2", False), Response((5,), "", True, -2.0, -2.0)
     one = Example({"index": 0, "prompt": "x"}, share, 0.5, first, second, Preference(1.0))
     tracker.add_step(Step([], [one], [(one, OnPolicyRow(0, True, 0.0, 1.0, None, None, own=False))]))
+    tracker.add_result(*one_result())
     line = tracker.take(1.0)
     assert (line["response/length"], line["response/cut"], line["response/empty"]) == (1.0, 1.0, 1.0)
     assert line["kl/policy_ref"] is None
