@@ -102,7 +102,7 @@ def respond(
 ) -> None:
     """Give each example its responses: the dataset's, or fresh samples, all of them from one call.
 
-    A row has its own step, because a round samples for many. Which two of more than two samples make the pair is `compare`'s.
+    A row has its own step, because a round samples for many. Which two of more than two samples make the pair is `choose`'s.
     """
     drawn = [
         (example, sample)

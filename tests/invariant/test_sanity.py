@@ -38,7 +38,7 @@ MAY_BE_NULL = {
     "kl/policy_ref_se",
     "response/length",
     "response/cut",
-    *("ratio/mean", "ratio/ess", "ratio/clipped"),
+    *("response/entropy", "ratio/mean", "ratio/ess", "ratio/clipped"),
     "response/empty",
     "eval_kl_se",
 }
