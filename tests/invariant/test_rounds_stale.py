@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,28 @@ def test_the_reference_is_the_policy_at_the_start_of_the_round(tmp_path: Path, a
     assert np.abs(np.array(found[1]) - found[0]).max() > 1e-3
     assert np.abs(np.array(found[1]) - policy).max() > 1e-4
     assert scores(one.model) == policy
+
+
+def test_the_kept_adapter_speaks_under_autocast_too(tmp_path: Path) -> None:
+    """Autocast remembers the casts of parameters: the reference must not speak with those of the policy, nor the other way."""
+    one = run(
+        tmp_path, preset="spin", round_steps=4, learning_rate=5e-2, trainer_options={"peft_config": lora()}
+    )
+    sequences = [(row["prompt_ids"], row["chosen_ids"]) for row in one.train_dataset]
+
+    def scores(of: Any) -> list[float]:
+        model, context = of()
+        with context:
+            return score_sequences(model, sequences, pad_id=0, batch_size=8)
+
+    order = [lambda: (one.model, nullcontext()), one.reference.model, one.reference.start]
+    alone = []
+    for of in order:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            alone.append(scores(of))
+    assert len({tuple(found) for found in alone}) == 3
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert [scores(of) for of in [*order, *order]] == [*alone, *alone]
 
 
 def test_a_given_reference_gives_way_to_the_policy(tmp_path: Path) -> None:
