@@ -115,6 +115,17 @@ def test_a_run_that_starts_afresh_removes_old_rounds(tmp_path: Path) -> None:
     assert largest_difference(weights_of(one.reference.model()[0]), start) == 0.0
 
 
+def test_training_that_starts_over_plans_anew(tmp_path: Path) -> None:
+    """As auto_find_batch_size does when memory is short: step 0 comes again, with other micro-batches."""
+    one = trainer(tmp_path, preset="online-dpo", refresh="round")
+    rounds = one.maker.rounds
+    rounds.begin(0, STEPS)
+    assert (rounds.length, len(rounds.kept)) == (5, ROWS)
+    one._train_batch_size = 1
+    rounds.begin(0, STEPS)
+    assert (rounds.length, len(rounds.kept)) == (9, STEPS * 2)
+
+
 def test_another_order_than_planned_is_noticed(tmp_path: Path) -> None:
     one = trainer(tmp_path, preset="online-dpo", refresh="round", round_steps=3)
     one.maker.rounds.dataset = list(reversed([one.train_dataset[place] for place in range(ROWS)]))

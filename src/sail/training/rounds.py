@@ -110,15 +110,14 @@ class Rounds:
 
         `steps` is the number of optimiser steps of the whole run: a round ends with it.
         """
-        self.length = self.length or self.steps()
+        # Anew at step 0: Trainer starts over with smaller batches where auto_find_batch_size is on and memory was short.
+        self.length = self.steps() if step == 0 or not self.length else self.length
         number, first = step // self.length, step - step % self.length
-        if number == self.number:
-            return
         if step == first:
             if number > 0:
                 self.before_next()
             self._make(number, first, steps)
-        else:
+        elif number != self.number:
             self.kept = read_round(self.folder, number)
         self.number = number
 
