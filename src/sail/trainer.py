@@ -172,6 +172,11 @@ class SAILTrainer(Trainer):
             self.reference.check_can_become_policy()
         if args.refresh == "round":
             self.maker.rounds = self._rounds()
+        self._watch()
+
+    def _watch(self) -> None:
+        """The callbacks: the run folder, the stop at a KL limit, the progress bar."""
+        args = self.args
         self.recorder = RunRecorder(
             Path(args.output_dir), self.tracker, self.maker.memory, writes=self.is_world_process_zero()
         )
