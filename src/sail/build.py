@@ -39,6 +39,7 @@ from sail.results import (
 )
 from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
+from sail.training.cost import expected_cost
 from sail.training.progress import StopOnSignal
 from sail.types import Pair
 
@@ -258,9 +259,8 @@ def dry_run(config: RunConfig) -> str:
     )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in trainer.model.parameters())
-    online = sum(share.weight for share in trainer.mixture.on_policy)
-    asked = sum(share.weight for share in trainer.mixture.shares if share.route.label == "oracle")
     asked_once = _ask_once(trainer)
+    responses, calls = expected_cost(trainer.mixture, arguments, rows * steps)
     lines = [
         resolved_yaml(config).rstrip(),
         "",
@@ -268,11 +268,21 @@ def dry_run(config: RunConfig) -> str:
         *asked_once,
         f"trainable parameters: {trainable:,} of {every:,}",
         f"optimiser steps: {steps} of {rows} rows",
-        f"responses sampled: about {round(2 * online * rows * steps):,}",
-        f"oracle calls (pairs): about {round(asked * rows * steps):,}",
+        *_rounds_of(trainer, steps),
+        f"responses sampled: about {round(responses):,}",
+        f"oracle calls (pairs): about {round(calls):,}",
         "Nothing was trained or written.",
     ]
     return "\n".join(lines)
+
+
+def _rounds_of(trainer: SAILTrainer, steps: int) -> list[str]:
+    """How many rounds there are, if any."""
+    if trainer.maker.rounds is None:
+        return []
+    length = trainer.maker.rounds.steps()
+    update = "; the reference is replaced at each but the first" if trainer.args.ref_update == "round" else ""
+    return [f"rounds: {-(-steps // length)} of {length} steps{update}"]
 
 
 def _ask_once(trainer: SAILTrainer) -> list[str]:

@@ -90,13 +90,13 @@ class DataConfig(Section):
     """What the run learns from."""
 
     train: str | None = Field(
-        default=None, description="Preference pairs, JSONL in TRL's preference formats."
+        default=None, description="Preference pairs, JSONL or parquet in TRL's preference formats."
     )
     eval: str | None = Field(
         default=None, description="Held-out pairs in the same format; null = no evaluation."
     )
     prompts: str | None = Field(
-        default=None, description="More rows with a prompt only, for the on-policy routes."
+        default=None, description="More rows with a prompt only, JSONL or parquet, for routes dpp and dpr."
     )
     bad_rows: Literal["error", "skip"] = Field(
         default="error",

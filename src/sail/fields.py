@@ -23,12 +23,12 @@ class AlignmentFields:
 
     preset: str | None = _option(
         None,
-        "A named row of the preset table (dpo, ipo, slic, online-dpo, self-dpo, sail-ddp, sail-dpp, sail-dpr, sail-mix). "
-        "Exclusive with routes.",
+        "A named row of the preset table (dpo, ipo, slic, online-dpo, iterative-dpo, self-dpo, spin, sail-ddp, sail-dpp, "
+        "sail-dpr, sail-mix). Exclusive with routes.",
     )
     routes: dict[str, Any] | None = _option(
         None,
-        "The mixture: for each route (data, ddp, dpp, dpr, replay) its weight and, where the policy takes part, the "
+        "The mixture: for each route (data, ddp, dpp, dpr, spin, replay) its weight and, where the policy takes part, the "
         "coefficient c of its corrections (T1, T3). Weights sum to 1; c = 1 is the exact gradient, c < 1 a heuristic scaling. "
         "final_weight lets a weight go linearly to another value by the last step.",
     )
@@ -88,18 +88,37 @@ class AlignmentFields:
     stop_strings: list[str] | None = _option(
         None, "Strings that end a sampled response, beside the EOS tokens."
     )
-    samples_per_prompt: int = _option(2, "Responses sampled per on-policy prompt.")
-    pairing: str = _option("two", "How samples become a pair: two uses both.", ("two",))
+    samples_per_prompt: int = _option(
+        2,
+        "Responses sampled per prompt of routes dpp and dpr: 2 with pairing: two, more with best_worst. Route spin takes one.",
+    )
+    pairing: str = _option(
+        "two",
+        "How samples become a pair: two uses both; best_worst takes the best and the worst of samples_per_prompt by the "
+        "oracle's scores, and its own probability for that pair. n scores count as n/2 oracle calls, because a call is a "
+        "pair. Needs an oracle that scores, and coefficient 0: best and worst are not drawn independently.",
+        ("two", "best_worst"),
+    )
     refresh: str = _option(
-        "step", "When on-policy rows are sampled: step, afresh at every optimiser step.", ("step",)
+        "step",
+        "When responses are sampled and labelled: step, afresh at every optimiser step; round, all of a round's at its first "
+        "step. Later steps of a round have stale rows, which importance ratios correct where a coefficient is above 0.",
+        ("step", "round"),
     )
     round_steps: int | None = _option(
-        None, "Optimiser steps of a round; for refresh: round, which is still to come."
+        None, "Optimiser steps of a round, for refresh: round; null = one pass over the training rows."
     )
     ratio_clip: float | None = _option(
-        None, "Clip of the importance ratio of stale rows; for refresh: round, still to come."
+        None,
+        "Upper limit of the importance ratio of stale rows, for refresh: round with a coefficient above 0. It lowers the "
+        "variance and biases the gradient; null = no limit.",
     )
-    ref_update: str = _option("never", "When the reference is replaced by the policy: never.", ("never",))
+    ref_update: str = _option(
+        "never",
+        "When the reference is replaced by the policy: never, or round, at the first step of each round but the first. "
+        "results.json and the held-out KL always compare with the reference that the run began with.",
+        ("never", "round"),
+    )
     disable_dropout: bool = _option(True, "Switch all dropout off, LoRA's too; corrections need it.")
     precompute_ref_log_probs: bool = _option(
         False, "Compute the reference log-probs of dataset rows once, before training."

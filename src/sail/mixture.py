@@ -1,4 +1,4 @@
-"""Routes, presets, mixtures: a composition is a row of a table, never a branch in the code.
+"""Routes and mixtures: a composition is a row of a table, never a branch in the code.
 
 A route says where the two responses and the label of an example come from. A run is a mixture of routes whose
 weights sum to 1. As (first, second, label): DPO = (dataset, dataset, dataset), DDP = (dataset, dataset, policy),
@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sail.errors import ConfigError
+from sail.presets import PRESETS, preset_of
 
 Source = Literal["dataset", "policy", "memory"]
 Labeller = Literal["dataset", "policy", "oracle", "memory"]
@@ -39,6 +40,15 @@ class Route:
     def needs_pairs(self) -> bool:
         """Whether its rows need the dataset's responses."""
         return "dataset" in (self.first, self.second)
+
+    @property
+    def from_dataset(self) -> bool:
+        """Whether both responses are the dataset's."""
+        return self.first == self.second == "dataset"
+
+    def samples(self, per_prompt: int) -> int:
+        """Responses sampled for one row: `per_prompt` where the policy writes both, one where it writes one."""
+        return (0, 1, per_prompt)[(self.first, self.second).count("policy")]
 
     @property
     def has_score_term(self) -> bool:
@@ -66,6 +76,9 @@ ROUTES = {
             "dpp", "policy", "policy", "policy", "fresh pairs, labelled by the policy's own implicit reward"
         ),
         Route("dpr", "policy", "policy", "oracle", "fresh pairs, labelled by an oracle"),
+        Route(
+            "spin", "dataset", "policy", "dataset", "the dataset's answer, which wins, against the policy's"
+        ),
         Route(
             "replay",
             "memory",
@@ -99,65 +112,6 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Preset:
-    """A named mixture, with the options that are part of its definition."""
-
-    name: str
-    routes: Mapping[str, Mapping[str, float]]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    about: str = ""
-
-
-PRESETS = {
-    preset.name: preset
-    for preset in (
-        Preset("dpo", {"data": {"weight": 1.0}}, {"loss_type": "sigmoid"}, "offline DPO, arXiv 2305.18290"),
-        Preset("ipo", {"data": {"weight": 1.0}}, {"loss_type": "ipo"}, "offline IPO, arXiv 2310.12036"),
-        Preset(
-            "slic", {"data": {"weight": 1.0}}, {"loss_type": "hinge"}, "offline SLiC-HF, arXiv 2305.10425"
-        ),
-        Preset(
-            "online-dpo",
-            {"dpr": {"weight": 1.0, "coefficient": 0.0}},
-            {"oracle_label": "argmax"},
-            "a fresh pair and an oracle label every step (OAIF), arXiv 2402.04792",
-        ),
-        Preset(
-            "self-dpo",
-            {"data": {"weight": 0.7}, "dpp": {"weight": 0.3, "coefficient": 0.0}},
-            {"policy_label": "argmax"},
-            "fresh pairs labelled by the implicit reward's argmax (as DICE, arXiv 2406.09760), beside the given pairs",
-        ),
-        Preset(
-            "sail-ddp",
-            {"data": {"weight": 0.6}, "ddp": {"weight": 0.4, "coefficient": 0.2}},
-            about="SAIL-DDP with the paper's weight and coefficient, arXiv 2406.15567",
-        ),
-        Preset(
-            "sail-dpp",
-            {"data": {"weight": 0.7}, "dpp": {"weight": 0.3, "coefficient": 0.2}},
-            about="SAIL-DPP with the paper's weight and coefficient, arXiv 2406.15567",
-        ),
-        Preset(
-            "sail-dpr",
-            {"data": {"weight": 0.7}, "dpr": {"weight": 0.3, "coefficient": 0.3}},
-            about="SAIL-DPR with the paper's weight and coefficient, arXiv 2406.15567",
-        ),
-        Preset(
-            "sail-mix",
-            {
-                "data": {"weight": 0.4},
-                "ddp": {"weight": 0.2, "coefficient": 0.2},
-                "dpp": {"weight": 0.2, "coefficient": 0.2},
-                "dpr": {"weight": 0.2, "coefficient": 0.3},
-            },
-            about="all routes together; the weights are ours, the coefficients the paper's",
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
 class Mixture:
     """The routes of one run, in table order; weights sum to 1."""
 
@@ -170,7 +124,17 @@ class Mixture:
 
     @property
     def offline(self) -> tuple[Share, ...]:
-        """The shares that use the dataset's responses."""
+        """The shares whose responses are both the dataset's."""
+        return tuple(share for share in self.shares if share.route.from_dataset)
+
+    @property
+    def sampled(self) -> tuple[Share, ...]:
+        """The shares whose responses are both drawn from the policy: what its KL can be estimated from."""
+        return tuple(share for share in self.shares if share.route.has_score_term)
+
+    @property
+    def with_pairs(self) -> tuple[Share, ...]:
+        """The shares that use some response of the dataset."""
         return tuple(share for share in self.shares if share.route.needs_pairs)
 
     @property
@@ -223,14 +187,14 @@ class Mixture:
         of these routes, s the share of prompt-only rows in the dataset (`check_prompt_share` refuses s > W).
         """
         bare = self._bare_weight()
-        if not has_pair or not self.offline:
+        if not has_pair or not self.with_pairs:
             return _pick(self.without_pairs, uniform * bare)
         if prompt_only_share == 0.0:
             return _pick(self.shares, uniform * sum(share.weight for share in self.shares))
         chance = (bare - prompt_only_share) / (1.0 - prompt_only_share)
         if uniform < chance:
             return _pick(self.without_pairs, uniform / chance * bare)
-        return _pick(self.offline, (uniform - chance) / (1.0 - chance) * (1.0 - bare))
+        return _pick(self.with_pairs, (uniform - chance) / (1.0 - chance) * (1.0 - bare))
 
     def check_prompt_share(self, prompt_only: int, total: int) -> float:
         """The share of prompt-only rows; refuses one that the weights cannot realise."""
@@ -238,8 +202,8 @@ class Mixture:
         bare = min(self.at(progress)._bare_weight() for progress in (0.0, 1.0))
         if share > bare + 1e-9:
             raise ConfigError(
-                f"{prompt_only} of {total} training rows have a prompt only ({share:.0%}), but the on-policy routes weigh "
-                f"{bare:.2f} together, so those weights cannot be realised. Raise the weight of dpp or dpr to at least "
+                f"{prompt_only} of {total} training rows have a prompt only ({share:.0%}), but the routes that need no pair "
+                f"weigh {bare:.2f} together, so those weights cannot be realised. Raise the weight of dpp or dpr to at least "
                 f"{math.ceil(share * 100) / 100:.2f}, or give fewer prompt-only rows."
             )
         return min(share, bare)
@@ -282,13 +246,6 @@ def _from_json(routes: str) -> Mapping[str, Any]:
             f'Routes are a mapping, or one as JSON: {{"data": {{"weight": 0.7}}, "dpr": {{"weight": 0.3}}}}; got {routes!r}.'
         )
     return parsed
-
-
-def preset_of(name: str) -> Preset:
-    """The preset called `name`."""
-    if name not in PRESETS:
-        raise ConfigError(f"There is no preset {name!r}. The presets are {', '.join(PRESETS)}.")
-    return PRESETS[name]
 
 
 def _parse_routes(routes: Mapping[str, Any]) -> Mixture:
@@ -350,6 +307,11 @@ def _parse_share(route: Route, entry: Any) -> Share | None:
         raise ConfigError(
             f"The coefficient of route {route.name} is {coefficient:g}; a negative one would descend what it should climb. "
             "Use 0 (no correction) to 1 (the exact gradient)."
+        )
+    if coefficient > 0.0 and route.needs_pairs and route.on_policy:
+        raise ConfigError(
+            f"Route {route.name} has no correction: its sampled answer stands for an opponent that is held fixed. "
+            f"Remove its coefficient ({coefficient:g})."
         )
     if coefficient > 0.0 and not (route.has_score_term or route.has_label_term):
         raise ConfigError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from sail import seeds
 from sail.data.collate import pad_pairs
+from sail.errors import OracleError
 from sail.generation import Generator
 from sail.mixture import Mixture, Share
 from sail.objective import orient as orient_label
-from sail.oracles import Oracle, ask
+from sail.oracles import Oracle, ScoringOracle, ask
+from sail.oracles.best_worst import best_and_worst
 from sail.oracles.policy import SELF
 from sail.types import Pair, Preference
 
@@ -23,17 +25,21 @@ NOT_ASKED = "not asked: the policy was surer about it than about others"
 
 @dataclass(frozen=True)
 class Response:
-    """A response as it is trained: ids, its text, whether it was cut, and log pi where it was just sampled (nats)."""
+    """A response as it is trained: ids, its text, whether it was cut, and where it was sampled, log pi and log mu in nats.
+
+    mu is the tempered policy that was sampled, pi itself at temperature 1; both are of the weights that sampled it.
+    """
 
     ids: tuple[int, ...]
     text: str
     cut: bool
     log_prob: float | None = None
+    sampling_log_prob: float | None = None
 
 
 @dataclass
 class Example:
-    """One row of a step, filled in by the verbs in turn."""
+    """One row of a step, filled in by the verbs in turn. `stale`: its responses were sampled by older weights."""
 
     row: dict[str, Any]
     share: Share
@@ -45,6 +51,9 @@ class Example:
     label: float = 0.5
     active: bool = True
     asked: bool = True
+    step: int = 0
+    stale: bool = False
+    samples: list[Response] = field(default_factory=list)
 
     @property
     def index(self) -> int:
@@ -84,22 +93,34 @@ def route(
         share = mixture.draw(
             seeds.uniform(seed, "route", step, index), has_pair=has_pair, prompt_only_share=prompt_only_share
         )
-        examples.append(Example(row, share, seeds.uniform(seed, "label", step, index)))
+        examples.append(Example(row, share, seeds.uniform(seed, "label", step, index), step=step))
     return examples
 
 
-def respond(examples: Sequence[Example], generator: Generator | None, seed: int, step: int | str) -> None:
-    """Give each example its two responses: the dataset's, or two fresh samples, all of them from one call."""
-    online = [example for example in examples if example.share.route.on_policy]
-    keys = [(seed, "sample", step, example.index, sample) for example in online for sample in (0, 1)]
-    prompts = [example.row["prompt_ids"] for example in online for _ in (0, 1)]
-    sampled = generator.sample(prompts, keys) if online and generator is not None else []
-    responses = [Response(one.ids, one.text, one.cut, one.log_prob) for one in sampled]
-    for position, example in enumerate(online):
-        example.first, example.second = responses[2 * position], responses[2 * position + 1]
+def respond(
+    examples: Sequence[Example], generator: Generator | None, seed: int, samples_per_prompt: int = 2
+) -> None:
+    """Give each example its responses: the dataset's, or fresh samples, all of them from one call.
+
+    A row has its own step, because a round samples for many. Which two of more than two samples make the pair is `choose`'s.
+    """
+    drawn = [
+        (example, sample)
+        for example in examples
+        for sample in range(example.share.route.samples(samples_per_prompt))
+    ]
+    keys = [(seed, "sample", example.step, example.index, sample) for example, sample in drawn]
+    prompts = [example.row["prompt_ids"] for example, _ in drawn]
+    sampled = generator.sample(prompts, keys) if drawn and generator is not None else []
+    for (example, _), one in zip(drawn, sampled, strict=True):
+        example.samples.append(Response(one.ids, one.text, one.cut, one.log_prob, one.sampling_log_prob))
     for example in examples:
-        if example.share.route.needs_pairs:
+        if example.share.route.from_dataset:
             example.first, example.second = dataset_responses(example.row)
+        elif example.share.route.needs_pairs:
+            example.first, example.second = dataset_responses(example.row)[0], example.samples[0]
+        elif len(example.samples) == 2:
+            example.first, example.second = example.samples
 
 
 def dataset_responses(row: dict[str, Any]) -> tuple[Response, Response]:
@@ -109,12 +130,44 @@ def dataset_responses(row: dict[str, Any]) -> tuple[Response, Response]:
     return chosen, rejected
 
 
+def choose(examples: Sequence[Example], oracle: Oracle | None, seed: int) -> int:
+    """best_worst: of more than two samples the best and the worst by the oracle's scores, with its preference; returns the calls.
+
+    Which of the two stands first is drawn by the row's own number, so that a place in the pair says nothing.
+    """
+    examples = [example for example in examples if len(example.samples) > 2]
+    if not examples:
+        return 0
+    if not isinstance(oracle, ScoringOracle):
+        raise OracleError(
+            "pairing: best_worst needs an oracle that scores single responses. Give one of the form reward(prompts, responses), "
+            "or use pairing: two."
+        )
+    choices, calls = best_and_worst(
+        oracle,
+        [example.row["prompt"] for example in examples],
+        [[response.text for response in example.samples] for example in examples],
+    )
+    for example, choice in zip(examples, choices, strict=True):
+        pair = (example.samples[choice.best], example.samples[choice.worst])
+        swapped = seeds.uniform(seed, "order", example.step, example.index) < 0.5
+        example.first, example.second = pair[::-1] if swapped else pair
+        example.preference = choice.preference.swap() if swapped else choice.preference
+        example.source = f"oracle:{oracle.name}"
+    return calls
+
+
 def compare(examples: Sequence[Example], oracle: Oracle | None) -> int:
     """Who prefers which: the dataset's verdict, the oracle's, or the mark that the policy will say so itself.
 
-    Returns how many pairs the oracle was asked about. The dataset's verdict on identical responses is a tie.
+    Returns how many pairs the oracle was asked about; a pair that already has its preference is not asked about again. The
+    dataset's verdict on identical responses is a tie.
     """
-    of_oracle = [example for example in examples if example.share.route.label == "oracle"]
+    of_oracle = [
+        example
+        for example in examples
+        if example.share.route.label == "oracle" and example.preference is None
+    ]
     asked = [example for example in of_oracle if example.asked]
     calls = 0
     if asked and oracle is not None:
@@ -132,9 +185,16 @@ def compare(examples: Sequence[Example], oracle: Oracle | None) -> int:
         if example.share.route.label == "policy":
             example.source = SELF
         elif example.share.route.label == "dataset":
-            same = example.row.get("identical", False)
-            example.preference = Preference(0.5, "identical responses") if same else Preference(1.0)
+            example.preference = Preference(0.5, "identical responses") if _same(example) else Preference(1.0)
     return calls
+
+
+def _same(example: Example) -> bool:
+    """Whether a pair that the dataset labels is of identical responses."""
+    if example.share.route.from_dataset:
+        return bool(example.row.get("identical", False))
+    first, second = example.responses
+    return first.ids == second.ids or first.text == second.text
 
 
 def orient(examples: Sequence[Example], oracle_label: str, policy_label: str) -> None:
@@ -172,6 +232,12 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Any]:
     batch["label"] = label_column(examples)
     batch["self_label"] = torch.tensor([example.share.route.label == "policy" for example in examples])
     batch["uniform"] = torch.tensor([example.uniform for example in examples], dtype=torch.float64)
+    # Only where both were sampled: a single stale response has no ratio over the pair.
+    ages = [example.stale and example.share.route.has_score_term for example in examples]
+    batch["stale"] = torch.tensor(ages)
+    for side, name in enumerate(("behaviour_first", "behaviour_second")):
+        then = [pair[side].sampling_log_prob or 0.0 for pair in pairs]
+        batch[name] = torch.tensor(then, dtype=torch.float64)
     batch["score_coefficient"] = _column(
         examples, lambda share: share.coefficient * share.route.has_score_term
     )

@@ -77,6 +77,10 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
             "held_out_rows": held_out.fingerprint if isinstance(held_out, EncodedDataset) else None,
         },
     }
+    if trainer.args.ref_update != "never":
+        results["notes"].append(
+            "The reference was replaced in every round; what is called the reference here is the one that the run began with."
+        )
     if held_out is None:
         results["notes"].append("There is no data.eval, so nothing was measured on held-out prompts.")
         return results
@@ -100,8 +104,8 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
 
 @contextmanager
 def reference_of(trainer: SAILTrainer) -> Iterator[Any]:
-    """The run's reference model: an adapter is off meanwhile, and the precision is the training's."""
-    model, adapter_off = trainer.reference.model()
+    """The reference that the run began with: an adapter is off meanwhile, and the precision is the training's."""
+    model, adapter_off = trainer.reference.start()
     with adapter_off, trainer.accelerator.autocast():
         yield model
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from sail.errors import ConfigError
 from sail.fields import AlignmentFields
-from sail.mixture import Mixture, Preset, mixture_of, preset_of
+from sail.mixture import Mixture, mixture_of
+from sail.presets import Preset, preset_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Resources:
     pairs: bool | None = None
     prompts: bool | None = None
     oracle_may_abstain: bool | None = None
+    oracle_scores: bool | None = None
 
 
 def apply_preset(options: AlignmentFields, written: frozenset[str] | None = None) -> dict[str, Any]:
@@ -67,12 +69,7 @@ def _range_errors(options: AlignmentFields) -> Iterator[str]:
         choices = field.metadata.get("choices")
         value = getattr(options, field.name)
         if choices and value not in choices:
-            later = (
-                " Rounds and best_worst are still to come."
-                if field.name in ("refresh", "pairing", "ref_update")
-                else ""
-            )
-            yield f"{field.name} is one of {', '.join(choices)}; it was given {value!r}.{later}"
+            yield f"{field.name} is one of {', '.join(choices)}; it was given {value!r}."
     for name in ("beta", "temperature", "kl_limit"):
         value = getattr(options, name)
         if not (_is_number(value) and value > 0) and not (value is None and name == "kl_limit"):
@@ -89,10 +86,12 @@ def _range_errors(options: AlignmentFields) -> Iterator[str]:
         yield f"ask_share is a share of pairs above 0 and at most 1; it is {options.ask_share!r}."
     if not (_is_number(options.min_confidence) and 0.5 <= options.min_confidence < 1):
         yield f"min_confidence is a probability of at least 0.5 and below 1; it is {options.min_confidence!r}."
-    if not _is_count(options.samples_per_prompt) or options.samples_per_prompt != 2:
-        yield f"pairing: two makes a pair of two samples, so samples_per_prompt must be 2; it is {options.samples_per_prompt!r}."
-    if options.round_steps is not None or options.ratio_clip is not None:
-        yield "round_steps and ratio_clip belong to refresh: round, which is still to come. Remove them."
+    if not _is_count(options.samples_per_prompt) or options.samples_per_prompt < 2:
+        yield f"samples_per_prompt must be a whole number of at least 2, a pair; it is {options.samples_per_prompt!r}."
+    if options.round_steps is not None and not (_is_count(options.round_steps) and options.round_steps >= 1):
+        yield f"round_steps must be a whole number of at least 1, or null for one pass; it is {options.round_steps!r}."
+    if options.ratio_clip is not None and not (_is_number(options.ratio_clip) and options.ratio_clip >= 1):
+        yield f"ratio_clip must be a number of at least 1, the ratio of a fresh row, or null; it is {options.ratio_clip!r}."
     if not _is_count(options.eval_samples) or options.eval_samples < 0:
         yield f"eval_samples is a number of prompts, 0 for none; it is {options.eval_samples!r}."
 
@@ -156,7 +155,7 @@ def _self_labels_need_a_start(options: AlignmentFields, mixture: Mixture, have: 
 
 
 def _baseline_and_abstention(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
-    corrected = [share for share in mixture.on_policy if share.coefficient > 0]
+    corrected = [share for share in mixture.sampled if share.coefficient > 0]
     if options.baseline != "none" or not any(share.route.label == "oracle" for share in corrected):
         return None
     if options.oracle_label == "argmax" or have.oracle_may_abstain:
@@ -178,7 +177,7 @@ def _no_dropout(options: AlignmentFields, mixture: Mixture, have: Resources) -> 
 
 
 def _penalties_have_samples(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
-    if options.kl_policy_ref > 0 and not mixture.on_policy:
+    if options.kl_policy_ref > 0 and not mixture.sampled:
         return "kl_policy_ref needs responses of the policy. Add a dpp or dpr route, or set it to 0."
     if options.kl_policy_ref > 0 and options.temperature != 1.0:
         return (
@@ -208,14 +207,17 @@ def _lengths_fit(options: AlignmentFields, mixture: Mixture, have: Resources) ->
 
 
 def _data_present(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
-    if have.pairs is False and mixture.offline:
-        names = " and ".join(share.route.name for share in mixture.offline)
+    if have.pairs is False and mixture.with_pairs:
+        names = " and ".join(share.route.name for share in mixture.with_pairs)
         return (
             f"Route {names} needs preference pairs, but only prompts were given. Add data.train with pairs, or use dpp and "
             "dpr only."
         )
-    if have.prompts and not mixture.on_policy:
-        return "Prompt-only rows can only be used by on-policy routes. Add a dpp or dpr route, or remove data.prompts."
+    if have.prompts and not mixture.without_pairs:
+        return (
+            "Prompt-only rows can only be used by routes whose responses are all sampled. Add a dpp or dpr route, or remove "
+            "data.prompts."
+        )
     return None
 
 
@@ -227,10 +229,104 @@ def _kl_limit_has_estimate(options: AlignmentFields, mixture: Mixture, have: Res
             f"kl_limit needs an estimate of the KL, which needs samples at temperature 1, but temperature is "
             f"{options.temperature:g}. Set temperature: 1 or remove kl_limit."
         )
-    if options.eval_samples == 0 and not mixture.on_policy:
+    if options.eval_samples == 0 and not kl_is_logged(options, mixture):
         return (
-            "kl_limit needs an estimate of the KL, which needs responses of the policy. Set eval_samples (held-out prompts to "
-            "answer at each evaluation) and eval_strategy, or add an on-policy route."
+            "kl_limit needs an estimate of the KL, which needs responses drawn from the policy, all of them, and a reference "
+            "that stays. Set eval_samples (held-out prompts to answer at each evaluation) and eval_strategy, or use route dpp or "
+            "dpr with pairing: two and ref_update: never."
+        )
+    return None
+
+
+def kl_is_logged(options: AlignmentFields, mixture: Mixture) -> bool:
+    """Whether training rows give an estimate of KL(policy || reference): both responses are the policy's own, not chosen among
+    more, and the reference is not replaced by the policy that sampled them."""
+    return bool(mixture.sampled) and options.pairing == "two" and options.ref_update == "never"
+
+
+def _samples_make_a_pair(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    count = options.samples_per_prompt
+    if options.pairing == "two" and count != 2:
+        return (
+            f"pairing: two makes a pair of two samples, but samples_per_prompt is {count}. Set samples_per_prompt: 2, or "
+            "pairing: best_worst."
+        )
+    if options.pairing == "best_worst" and count < 3:
+        return (
+            "pairing: best_worst chooses among more than two samples, but samples_per_prompt is 2. Set samples_per_prompt to 3 "
+            "or more (RLHF Workflow: 8), or pairing: two."
+        )
+    return None
+
+
+def _best_worst_fits(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.pairing != "best_worst" or options.samples_per_prompt < 3:
+        return None
+    if not any(share.route.label == "oracle" for share in mixture.sampled):
+        return (
+            "pairing: best_worst lets an oracle choose among samples, and no route has both. Add a dpr route, or use pairing: "
+            "two with samples_per_prompt: 2."
+        )
+    for share in mixture.sampled:
+        if share.route.label != "oracle":
+            return (
+                f"pairing: best_worst needs an oracle's scores, and route {share.route.name} is labelled by the policy itself. "
+                "Use dpr in its place, or pairing: two with samples_per_prompt: 2."
+            )
+        if share.coefficient > 0:
+            return (
+                f"pairing: best_worst cannot be used with a coefficient of route {share.route.name} ({share.coefficient:g}): the "
+                "best and the worst sample are not drawn independently from the policy, which the correction T1 assumes. Set the "
+                "coefficient to 0, or pairing: two with samples_per_prompt: 2."
+            )
+    if have.oracle_scores is False:
+        return (
+            "pairing: best_worst needs an oracle that scores single responses, and this one only compares two. Give it the form "
+            "reward(prompts, responses), or use pairing: two with samples_per_prompt: 2."
+        )
+    if options.kl_policy_ref > 0:
+        return (
+            "kl_policy_ref is estimated from samples as they are drawn, and pairing: best_worst keeps the extreme ones. Set "
+            "kl_policy_ref: 0, or pairing: two with samples_per_prompt: 2."
+        )
+    return None
+
+
+def _rounds_have_use(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.refresh == "round":
+        if not mixture.on_policy:
+            return (
+                "refresh: round says when responses are sampled, and no route samples any. Add a dpp, dpr or spin route, or use "
+                "refresh: step."
+            )
+        return None
+    if options.ref_update == "round":
+        return (
+            "ref_update: round replaces the reference at the start of each round, and there are none. Set refresh: round (and "
+            "round_steps), or ref_update: never."
+        )
+    if options.round_steps is not None:
+        return "round_steps is the length of a round, and there are none. Set refresh: round, or remove round_steps."
+    return None
+
+
+def _ratio_has_use(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.ratio_clip is None:
+        return None
+    stale = options.refresh == "round" and options.round_steps != 1
+    if not stale or not (mixture.corrected or options.kl_policy_ref > 0):
+        return (
+            "ratio_clip limits the importance ratios of stale rows, and there are none: they need refresh: round with rounds of "
+            "more than one step, and a coefficient or kl_policy_ref above 0. Remove ratio_clip, or set those."
+        )
+    return None
+
+
+def _moving_reference_fits(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:
+    if options.ref_update == "round" and options.kl_ref_policy > 0:
+        return (
+            "kl_ref_policy needs responses sampled from the reference, and ref_update: round makes it another one than the "
+            "dataset's. Set ref_update: never or kl_ref_policy: 0."
         )
     return None
 
@@ -254,6 +350,11 @@ def _selection_fits(options: AlignmentFields, mixture: Mixture, have: Resources)
                 "ask_share below 1 cannot be used with a coefficient of dpr: chosen pairs are not simply drawn from the policy, "
                 "which its correction (T1) assumes. Set the coefficient of dpr to 0, or ask_share: 1."
             )
+        if options.refresh == "round" or options.pairing == "best_worst":
+            return (
+                "ask_share below 1 chooses among the fresh pairs of a step, which neither refresh: round nor pairing: best_worst "
+                "has before the oracle is asked. Set ask_share: 1, or refresh: step and pairing: two."
+            )
     if options.min_confidence > 0.5 and not any(share.route.label == "policy" for share in mixture.shares):
         return "min_confidence concerns the policy's own labels, and no route has them. Remove it, or add ddp or dpp."
     return None
@@ -272,4 +373,9 @@ RULES: tuple[Rule, ...] = (
     _kl_limit_has_estimate,
     _replay_has_pairs,
     _selection_fits,
+    _samples_make_a_pair,
+    _best_worst_fits,
+    _rounds_have_use,
+    _ratio_has_use,
+    _moving_reference_fits,
 )

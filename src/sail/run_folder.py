@@ -13,6 +13,8 @@ from sail.errors import ConfigError
 from sail.evaluation.audit import ANSWERS, AUDIT
 from sail.results import RESULTS
 from sail.training.checkpoints import checkpoints, is_complete
+from sail.training.memory import MEMORY
+from sail.training.rounds import FOLDER as ROUNDS
 
 RESOLVED = "config.resolved.yaml"
 
@@ -40,12 +42,13 @@ def holds_a_run(folder: Path) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove what a run writes; files of the user's own stay."""
-    for path in [*checkpoints(folder), folder / "model", folder / "adapter", folder / "eval"]:
+    for path in [*checkpoints(folder), *(folder / name for name in ("model", "adapter", "eval", ROUNDS))]:
         shutil.rmtree(path, ignore_errors=True)
     for name in (
         RESOLVED,
         "metrics.jsonl",
         "pairs.jsonl.gz",
+        MEMORY,
         RESULTS,
         AUDIT,
         ANSWERS,

@@ -26,26 +26,25 @@ from sail.data.encode import EncodedDataset, encode_rows, eos_ids, prepare_token
 from sail.data.sources import load_rows
 from sail.errors import ConfigError
 from sail.fields import AlignmentFields
-from sail.generation import SamplingSettings, TransformersGenerator, response_scores
+from sail.generation import SamplingSettings, TransformersGenerator
 from sail.generation.scoring import unwrapped
-from sail.mixture import Mixture
-from sail.objective import ObjectiveSettings, ResponseLogProbs, RowColumns, RowLoss, row_loss
+from sail.objective import ObjectiveSettings, RowLoss
 from sail.oracles import Oracle, as_oracle
-from sail.rules import Resources, check
 from sail.training import checkpoints
 from sail.training.arguments import SAILConfig
+from sail.training.checks import checked_mixture
+from sail.training.forward import row_losses
 from sail.training.held_out import answer_metrics, pair_batch, pair_metrics
 from sail.training.memory import labelled_pairs
 from sail.training.models import load_policy, with_reference
 from sail.training.progress import ReadableProgress, SaveAfterEpochLines, StopAtKL
 from sail.training.recorder import RunRecorder, pair_lines
 from sail.training.reference import Reference
-from sail.training.step import PhaseTimer, StepMaker, gather, tensors_of
+from sail.training.rounds import Rounds
+from sail.training.step import PhaseTimer, StepMaker, gather, progress_at, tensors_of
 from sail.training.tracking import Tracker
 
 __all__ = ["SAILConfig", "SAILTrainer"]
-
-COLUMN_NAMES = tuple(RowColumns.__dataclass_fields__)
 
 
 class SAILTrainer(Trainer):
@@ -92,7 +91,7 @@ class SAILTrainer(Trainer):
             "max_prompt_length": args.max_prompt_length,
         }
         train_rows, eval_rows = self._encoded(train_dataset), self._encoded(eval_dataset)
-        self.mixture = self._checked_mixture(args, train_rows, ref_model)
+        self.mixture, self.prompt_only_share = checked_mixture(args, train_rows, ref_model, self.oracle)
         # Trainer seeds too, but later: a fresh adapter is drawn at random.
         set_seed(args.seed)
         model, frozen = with_reference(model, ref_model, peft_config, no_dropout=args.disable_dropout)
@@ -131,23 +130,6 @@ class SAILTrainer(Trainer):
         """Trainer's own; rows that are not tokenised yet are."""
         return super().get_test_dataloader(self._encoded(test_dataset))
 
-    def _checked_mixture(self, args: SAILConfig, rows: EncodedDataset | None, ref_model: Any) -> Mixture:
-        prompt_only = 0 if rows is None else rows.prompt_only
-        have = Resources(
-            oracle=self.oracle is not None,
-            ref_model=ref_model is not None,
-            pairs=None if rows is None else prompt_only < len(rows),
-            prompts=prompt_only > 0,
-            oracle_may_abstain=None if self.oracle is None else self.oracle.may_abstain,
-        )
-        mixture = check(args, have)
-        if args.kl_limit is not None and not mixture.on_policy and str(args.eval_strategy.value) == "no":
-            raise ConfigError(
-                "kl_limit is estimated at evaluations here, and there are none. Set eval_strategy (and eval_steps)."
-            )
-        self.prompt_only_share = 0.0 if rows is None else mixture.check_prompt_share(prompt_only, len(rows))
-        return mixture
-
     def _build(self, tokenizer: Any, frozen: Any) -> None:
         """The parts of a step, and the callbacks of the run folder."""
         args: SAILConfig = self.args
@@ -158,7 +140,9 @@ class SAILTrainer(Trainer):
             **{name: getattr(args, name) for name in ObjectiveSettings.__dataclass_fields__}
         )
         self.timer = PhaseTimer()
-        self.tracker = Tracker(self.mixture)
+        self.tracker = Tracker(
+            self.mixture, moving_reference=args.ref_update == "round", ratio_clip=args.ratio_clip
+        )
         sampling = SamplingSettings(
             args.max_new_tokens,
             args.temperature,
@@ -184,6 +168,15 @@ class SAILTrainer(Trainer):
             pad_id=pad_id,
             timer=self.timer,
         )
+        if args.ref_update == "round":
+            self.reference.check_can_become_policy()
+        if args.refresh == "round":
+            self.maker.rounds = self._rounds()
+        self._watch()
+
+    def _watch(self) -> None:
+        """The callbacks: the run folder, the stop at a KL limit, the progress bar."""
+        args = self.args
         self.recorder = RunRecorder(
             Path(args.output_dir), self.tracker, self.maker.memory, writes=self.is_world_process_zero()
         )
@@ -197,6 +190,18 @@ class SAILTrainer(Trainer):
         else:
             self.remove_callback(PrinterCallback)
 
+    def _rounds(self) -> Rounds:
+        return Rounds(
+            Path(self.args.output_dir),
+            self.args.round_steps,
+            maker=self.maker,
+            dataset=self.train_dataset,
+            loader=self.get_train_dataloader,
+            accumulation=self.args.gradient_accumulation_steps,
+            before_next=self._update_reference,
+            show_progress=not self.args.disable_tqdm and self.is_world_process_zero(),
+        )
+
     # ---- one optimiser step
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -207,6 +212,9 @@ class SAILTrainer(Trainer):
         """
         checkpoint = self._checkpoint(resume_from_checkpoint)
         self.recorder.continue_from(None if checkpoint is None else checkpoints.run_state(checkpoint))
+        self.reference.restore(checkpoints.reference_of(checkpoint))
+        if self.maker.rounds is not None:
+            self.maker.rounds.start(resumed=checkpoint is not None)
         if self.args.precompute_ref_log_probs and not self.reference.remember:
             self._precompute()
         self.timer.take()
@@ -248,14 +256,20 @@ class SAILTrainer(Trainer):
             checkpoints.begin_checkpoint(Path(output_dir))
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
+            state["reference"] = self.reference.save(Path(output_dir) / checkpoints.REFERENCE_FILE)
             checkpoints.write_run_state(Path(output_dir), state)
 
     def _precompute(self) -> None:
         if self.train_dataset is not None and self.mixture.offline:
             rows = [self.train_dataset[position] for position in range(len(self.train_dataset))]
-            self.reference.precompute(
-                rows, self.mixture.offline[0], self.args.per_device_eval_batch_size, self.args.device
-            )
+            self.reference.precompute(rows, self.args.per_device_eval_batch_size, self.args.device)
+
+    def _update_reference(self) -> None:
+        """At the first step of a round but the run's first: ref_update."""
+        if self.args.ref_update == "round":
+            self.reference.become_policy()
+            if self.args.precompute_ref_log_probs:
+                self._precompute()
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -265,15 +279,16 @@ class SAILTrainer(Trainer):
             # A finished run was resumed: Trainer would do one step too many.
             return [], 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        done = self.state.global_step / max(self.state.max_steps - 1, 1)
-        step = self.maker.make(
-            [batch["rows"] for batch in batches], self.state.global_step, self.args.device, min(done, 1.0)
-        )
+        rounds, now, last = self.maker.rounds, self.state.global_step, self.state.max_steps
+        if rounds is not None:
+            rounds.begin(now, last)
+        rows = [batch["rows"] for batch in batches]
+        step = self.maker.make(rows, now, self.args.device, progress_at(now, last))
         self.tracker.add_step(step)
         if step.active_rows == 0:
             self.warn(f"Step {self.state.global_step + 1}: every label abstained, so its pair loss is zero.")
         if self.args.record_pairs and self.mixture.on_policy:
-            self.recorder.write_pairs(self.state.global_step, gather(pair_lines(step)))
+            self.recorder.write_pairs(now, gather(pair_lines(step, rounds.number if rounds else None)))
         if self.mixture.replays:
             self.recorder.remember(gather(labelled_pairs(step.examples)))
         dtype = next(self.model.parameters()).dtype
@@ -300,24 +315,7 @@ class SAILTrainer(Trainer):
     def row_losses(self, model: nn.Module, batch: dict[str, Any]) -> RowLoss:
         """The objective of each row of a prepared batch."""
         tempered = self.args.temperature if self.mixture.corrected else 1.0
-        scores, sampled = response_scores(model, batch, tempered)
-        rows = len(scores) // 2
-        lengths, reference = batch["lengths"], batch["ref_logps"].to(scores.dtype)
-        logps = ResponseLogProbs(
-            first=scores[:rows],
-            second=scores[rows:],
-            ref_first=reference[:rows],
-            ref_second=reference[rows:],
-            first_length=lengths[:rows],
-            second_length=lengths[rows:],
-            sampled_first=sampled[:rows],
-            sampled_second=sampled[rows:],
-        )
-        columns = {
-            name: batch[name] if name == "self_label" else batch[name].to(scores.dtype)
-            for name in COLUMN_NAMES
-        }
-        return row_loss(logps, RowColumns(**columns), self.settings)
+        return row_losses(model, batch, self.settings, tempered)
 
     # ---- logging and evaluation
 

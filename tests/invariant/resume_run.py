@@ -24,6 +24,8 @@ from pathlib import Path
 
 STEPS = 12
 SAVE_STEPS = 2
+ROUNDS = {"iterative-dpo": {"round_steps": 5}, "spin": {"round_steps": 5}}
+"""Options of the presets that go by rounds: 5 steps, so that checkpoints fall within one, and rounds span epochs."""
 STATE_FILE = "trainer_state.json"
 ALIGNED = "model"
 SCRIPT = Path(__file__)
@@ -67,6 +69,7 @@ def align(folder: Path, preset: str, seconds_per_step: float) -> None:
         save_steps=SAVE_STEPS,
         save_total_limit=2,
         trainer_options={"callbacks": [stop, Slow()]},
+        **ROUNDS.get(preset, {}),
     )
     trainer.train(resume_from_checkpoint=True)
     if stop.caught:
@@ -220,7 +223,7 @@ def _poll(process: int, due: Callable[[], bool], seconds: float) -> None:
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
-    """sha256 of the final weights, of the optimizer's numbers and of the pairs."""
+    """sha256 of the final weights, of the optimizer's numbers, of the pairs and of the logged numbers but times."""
     import gzip
 
     import torch
@@ -230,10 +233,20 @@ def fingerprints(folder: Path) -> dict[str, str]:
         value.numpy().tobytes() for part in state.values() for value in part.values() if value.ndim
     )
     pairs = folder / "pairs.jsonl.gz"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = [
+        {
+            key: value
+            for key, value in line.items()
+            if key != "time" and not key.startswith(("seconds/", "train_"))
+        }
+        for line in lines
+    ]
     parts = {
         "weights": (folder / ALIGNED / "model.safetensors").read_bytes(),
         "optimizer": moments,
         "pairs": gzip.decompress(pairs.read_bytes()) if pairs.exists() else b"",
+        "metrics": json.dumps(logged).encode(),
     }
     return {name: hashlib.sha256(data).hexdigest() for name, data in parts.items()}
 

@@ -216,6 +216,9 @@ def make_columns(rows: Rows, weight: Tensor, baseline: Tensor) -> so.RowColumns:
         kl_baseline_second=zero,
         ref_sample_weight=zero,
         nll_weight=zero,
+        stale=zero.bool(),
+        behaviour_first=zero,
+        behaviour_second=zero,
     )
 
 

@@ -174,6 +174,11 @@ from, and T1 is that of baseline none. The table is for an oracle that always an
 baseline none is refused in every dpr row at c > 0, as under argmax.
 
 The temperature changes no cell. With one route alone, labelled by the policy, `ref_model` must be given.
+
+Stale rows (`refresh: round`): every `exact` cell of dpp and dpr holds for responses of older weights too, with the
+importance ratios of both responses on T1, T2 and T3 and no `ratio_clip` (tests/invariant/test_enumeration_stale.py,
+the same tolerance; without a ratio, or with one on some of the terms only, the test fails). At c = 0 the pairs are
+given and no ratio is used. `pairing: best_worst` and route spin exist at c = 0 only.
 """
 
 

@@ -82,8 +82,8 @@ def test_prompts_shuffled_against_responses(tmp_path: Path) -> None:
     trainer = trainer_for(tmp_path, HALF, model=make_model(torch.float64, scale=0.3), max_steps=6)
     real, checked = trainer.maker.make, []
 
-    def checking(micro_batches: Any, step: int, device: Any) -> Step:
-        made = real(micro_batches, step, device)
+    def checking(micro_batches: Any, step: int, device: Any, *progress: float) -> Step:
+        made = real(micro_batches, step, device, *progress)
         for batch in made.batches:
             for place, example in enumerate(batch["examples"]):
                 row = trainer.train_dataset[example.index]

@@ -20,6 +20,9 @@ from resume_run import ALIGNED, SCRIPT, STATE_FILE, STEPS, Server, fingerprints,
 
 pytestmark = pytest.mark.slow
 
+PRESETS = ("sail-ddp", "sail-mix", "iterative-dpo", "spin")
+"""The last two by rounds; spin replaces its reference in each."""
+
 
 @pytest.fixture(scope="module")
 def one_server() -> Iterator[Server]:
@@ -31,7 +34,7 @@ def one_server() -> Iterator[Server]:
 def whole(one_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """Fingerprints of the uninterrupted runs."""
     found = {}
-    for preset in ("sail-ddp", "sail-mix"):
+    for preset in PRESETS:
         folder = tmp_path_factory.mktemp("whole") / preset
         one_server.start(folder, preset)
         assert one_server.wait() == 0, folder.with_suffix(".txt").read_text()
@@ -39,7 +42,7 @@ def whole(one_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return found
 
 
-@pytest.mark.parametrize("preset", ["sail-ddp", "sail-mix"])
+@pytest.mark.parametrize("preset", PRESETS)
 def test_killed_again_and_again(
     one_server: Server, whole: dict[str, dict[str, str]], tmp_path: Path, preset: str
 ) -> None:

@@ -38,6 +38,7 @@ MAY_BE_NULL = {
     "kl/policy_ref_se",
     "response/length",
     "response/cut",
+    *("response/entropy", "ratio/mean", "ratio/ess", "ratio/clipped"),
     "response/empty",
     "eval_kl_se",
 }

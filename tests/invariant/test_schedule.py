@@ -21,6 +21,13 @@ from tiny import largest_difference, make_model, make_pairs, make_trainer, weigh
 STEPS = 20
 ROWS = 51
 SCHEDULES = ((8, 1), (4, 2), (1, 8))
+ROUNDS: dict[str, Any] = {
+    "preset": None,
+    "routes": {"data": 0.2, "spin": 0.2, "dpr": {"weight": 0.6, "coefficient": 0.5}},
+    "refresh": "round",
+    "round_steps": 4,
+    "ref_update": "round",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "sail-ddp": {"preset": "sail-ddp"},
     "sail-dpp": {"preset": "sail-dpp"},
@@ -30,6 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "replay": {"preset": None, "routes": {"data": 0.2, "dpr": 0.4, "replay": 0.4}},
     "ask_share": {"preset": "online-dpo", "ask_share": 0.5},
     "penalties": {"preset": "sail-mix", "kl_policy_ref": 0.05, "nll": 0.01, "policy_label": "sampled"},
+    "rounds": {**ROUNDS, "ratio_clip": 1.5},
 }
 
 
@@ -146,6 +154,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "sail-dpr": {"preset": "sail-dpr"},
     "penalties": {"preset": "sail-mix", "kl_policy_ref": 0.05, "nll": 0.01},
     "selection": {"routes": {"dpr": 0.5, "replay": 0.5}, "ask_share": 0.6},
+    "rounds": ROUNDS,
 }
 
 
@@ -185,7 +194,7 @@ def run_here(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
     for place, (name, options) in enumerate(SPLITS.items()):
-        weights, _, log = run(folder / name, ((4, 1), (2, 2), (4, 1))[place], rows=48, **options)
+        weights, _, log = run(folder / name, ((4, 1), (2, 2))[place % 2], rows=48, **options)
         if int(os.environ["RANK"]) == 0:
             processes = torch.distributed.get_world_size()
             torch.save(

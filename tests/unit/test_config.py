@@ -282,7 +282,7 @@ def test_no_real_key_is_taken_for_a_slip(package: str, file: str, name: str, sec
             "train.loss_type is one of sigmoid, ipo, hinge; it is 'sigmod'. Did you mean sigmoid?",
         ),
         ("train.policy_label=hard", "train.policy_label is one of soft, sampled, argmax; it is 'hard'."),
-        ("train.refresh=round", "train.refresh can only be step yet; it is 'round'."),
+        ("train.refresh=rounds", "train.refresh is one of step, round; it is 'rounds'. Did you mean round?"),
         ("sft={num_train_epochs: 0}", "sft.num_train_epochs must be above 0; it is 0."),
     ],
 )
@@ -323,7 +323,7 @@ _NO_ORACLE = DPR.replace('oracle: {kind: function, path: "reward.py:reward"}\n',
         (["data={prompts: p.jsonl}"], "Route data needs preference pairs", "Add data.train with pairs"),
         (
             ["train.preset=dpo", "data.prompts=p.jsonl"],
-            "can only be used by on-policy routes",
+            "can only be used by routes whose responses are all sampled",
             "remove data.prompts",
         ),
         (

@@ -95,6 +95,20 @@ def test_recorded_log_prob_is_the_scored_one(temperature: float, dtype: torch.dt
     )
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_recorded_sampling_log_prob_is_that_of_the_tempered_policy(temperature: float) -> None:
+    """The sum over tokens of log softmax(logits / T), each from a forward pass of its own."""
+    model = speaker()
+    for prompt, row in zip(
+        PROMPTS, generator(model, temperature=temperature).sample(PROMPTS, KEYS), strict=True
+    ):
+        total = 0.0
+        for place, token in enumerate(row.ids):
+            total += np.log(next_token(model, [*prompt, *row.ids[:place]], temperature)[token])
+        assert row.sampling_log_prob == pytest.approx(total, abs=1e-4)
+        assert (row.sampling_log_prob == row.log_prob) == (temperature == 1.0)
+
+
 # ---- what a sample depends on
 
 

@@ -28,7 +28,7 @@ def frequencies(
         for i in range(points)
     )
     assert sum(counts.values()) == points
-    return {name: counts[name] / points for name in MIX}
+    return {name: counts[name] / points for name in [*MIX, *(share.route.name for share in mixture.shares)]}
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def frequencies(
         ("dpp", True, False, True, True),
         ("dpr", True, False, True, False),
         ("replay", False, False, False, False),
+        ("spin", True, True, False, False),
     ],
 )
 def test_routes_are_the_papers_table(
@@ -88,7 +89,9 @@ def test_self_labels_only() -> None:
         ("ipo", {"data": (1.0, 0.0)}),
         ("slic", {"data": (1.0, 0.0)}),
         ("online-dpo", {"dpr": (1.0, 0.0)}),
+        ("iterative-dpo", {"dpr": (1.0, 0.0)}),
         ("self-dpo", {"data": (0.7, 0.0), "dpp": (0.3, 0.0)}),
+        ("spin", {"spin": (1.0, 0.0)}),
         ("sail-ddp", {"data": (0.6, 0.0), "ddp": (0.4, 0.2)}),
         ("sail-dpp", {"data": (0.7, 0.0), "dpp": (0.3, 0.2)}),
         ("sail-dpr", {"data": (0.7, 0.0), "dpr": (0.3, 0.3)}),
@@ -103,7 +106,8 @@ def test_preset(name: str, expected: dict[str, tuple[float, float]]) -> None:
 
 def test_every_preset_is_tested() -> None:
     assert set(PRESETS) == {
-        "dpo", "ipo", "slic", "online-dpo", "self-dpo", "sail-ddp", "sail-dpp", "sail-dpr", "sail-mix",
+        "dpo", "ipo", "slic", "online-dpo", "iterative-dpo", "self-dpo", "spin",
+        "sail-ddp", "sail-dpp", "sail-dpr", "sail-mix",
     }  # fmt: skip
 
 
@@ -147,6 +151,12 @@ def test_every_preset_is_tested() -> None:
             None,
             {"data": {"weight": 1, "coefficient": 0.3}},
             "Route data has no correction",
+            "Remove its coefficient (0.3)",
+        ),
+        (
+            None,
+            {"spin": {"weight": 1, "coefficient": 0.3}},
+            "Route spin has no correction: its sampled answer stands for an opponent that is held fixed.",
             "Remove its coefficient (0.3)",
         ),
         (
@@ -247,6 +257,25 @@ def test_prompt_only_rows_leave_the_mixture_as_it_is(share: float) -> None:
     assert realised == pytest.approx({"data": 0.4, "ddp": 0.1, "dpp": 0.2, "dpr": 0.3}, abs=5e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5])
+def test_prompt_only_rows_never_take_a_route_that_needs_a_pair(share: float) -> None:
+    """spin samples, but its first answer is the dataset's; with the others the weights stay as they are."""
+    mixture = mixture_of(None, {"spin": 0.3, "data": 0.2, "dpr": 0.5})
+    alone = frequencies(mixture, False, share)
+    assert alone["dpr"] == 1.0
+    paired = frequencies(mixture, True, share)
+    realised = {name: share * alone[name] + (1 - share) * paired[name] for name in ("spin", "data", "dpr")}
+    assert realised == pytest.approx({"spin": 0.3, "data": 0.2, "dpr": 0.5}, abs=5e-4)
+    with pytest.raises(ConfigError, match=r"need no pair weigh 0\.00 together"):
+        mixture_of(None, {"spin": 1}).check_prompt_share(1, 10)
+
+
+def test_samples_of_a_row() -> None:
+    assert [(name, route.samples(8)) for name, route in ROUTES.items()] == [
+        ("data", 0), ("ddp", 0), ("dpp", 8), ("dpr", 8), ("spin", 1), ("replay", 0),
+    ]  # fmt: skip
+
+
 def test_at_the_limit_rows_with_pairs_stay_offline() -> None:
     assert frequencies(mixture_of(None, MIX), has_pair=True, share=0.5)["dpr"] == 0.0
 
@@ -290,6 +319,6 @@ def test_too_many_prompt_only_rows_are_refused() -> None:
     with pytest.raises(ConfigError) as refused:
         mixture_of(None, MIX).check_prompt_share(60, 100)
     assert str(refused.value) == (
-        "60 of 100 training rows have a prompt only (60%), but the on-policy routes weigh 0.50 together, so those weights "
-        "cannot be realised. Raise the weight of dpp or dpr to at least 0.60, or give fewer prompt-only rows."
+        "60 of 100 training rows have a prompt only (60%), but the routes that need no pair weigh 0.50 together, so those "
+        "weights cannot be realised. Raise the weight of dpp or dpr to at least 0.60, or give fewer prompt-only rows."
     )

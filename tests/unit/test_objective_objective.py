@@ -35,6 +35,7 @@ def columns(**given: float | bool) -> RowColumns:
     """One active row whose first response wins, all coefficients and other weights zero."""
     values = {name: numbers(0.0) for name in FIELDS}
     values |= {"label": numbers(1.0), "pair_weight": numbers(1.0), "self_label": torch.tensor([False])}
+    values["stale"] = torch.tensor([False])
     for name, value in given.items():
         values[name] = torch.tensor([value]) if isinstance(value, bool) else numbers(value)
     return RowColumns(**values)
@@ -214,7 +215,8 @@ def test_a_tie_of_an_argmax_self_label_has_no_gradient(loss_type: str) -> None:
     lengths = (torch.tensor([2]), torch.tensor([4]))
     logps = ResponseLogProbs(first, second, zero, zero, *lengths, first, second)
     is_self = torch.tensor([True])
-    columns = RowColumns(one, is_self, zero, zero, zero, zero, one, zero, zero, zero, zero, zero)
+    fresh = (torch.tensor([False]), zero, zero)
+    columns = RowColumns(one, is_self, zero, zero, zero, zero, one, zero, zero, zero, zero, zero, *fresh)
     settings = ObjectiveSettings(loss_type=loss_type, policy_label="argmax")
     row_loss(logps, columns, settings).loss.sum().backward()
     assert first.grad is not None

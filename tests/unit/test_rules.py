@@ -8,18 +8,12 @@ import itertools
 from typing import Any
 
 import pytest
+from refusals import BEST, DATA, DDP, DPP, DPR, HAVE, ONLINE_DPO, REFUSALS, without
 
 from sail.errors import ConfigError
 from sail.fields import AlignmentFields
 from sail.mixture import PRESETS, Mixture, mixture_of
 from sail.rules import RULES, Resources, apply_preset, check
-
-HAVE = Resources(oracle=True, ref_model=True, pairs=True, prompts=False, oracle_may_abstain=False)
-DATA = {"data": 1}
-DPR = {"dpr": {"weight": 1, "coefficient": 1.0}}
-DPP = {"dpp": {"weight": 1, "coefficient": 1.0}}
-DDP = {"ddp": {"weight": 1, "coefficient": 1.0}}
-ONLINE_DPO = {"dpr": {"weight": 1, "coefficient": 0.0}}
 
 
 def checked(have: Resources = HAVE, **options: Any) -> Mixture:
@@ -32,10 +26,6 @@ def refusal(have: Resources = HAVE, **options: Any) -> str:
     return str(refused.value)
 
 
-def without(**resources: Any) -> Resources:
-    return dataclasses.replace(HAVE, **resources)
-
-
 # ---------------------------------------------------------------------------------------------------- single values
 
 
@@ -46,18 +36,9 @@ def without(**resources: Any) -> Resources:
         ({"policy_label": "hard"}, "policy_label is one of soft, sampled, argmax; it was given 'hard'."),
         ({"oracle_label": None}, "oracle_label is one of soft, sampled, argmax; it was given None."),
         ({"baseline": "mean"}, "baseline is one of leave_one_out, none; it was given 'mean'."),
-        (
-            {"refresh": "round"},
-            "refresh is one of step; it was given 'round'. Rounds and best_worst are still to come.",
-        ),
-        (
-            {"pairing": "best_worst"},
-            "pairing is one of two; it was given 'best_worst'. Rounds and best_worst are",
-        ),
-        (
-            {"ref_update": "round"},
-            "ref_update is one of never; it was given 'round'. Rounds and best_worst are",
-        ),
+        ({"refresh": "epoch"}, "refresh is one of step, round; it was given 'epoch'."),
+        ({"pairing": "best"}, "pairing is one of two, best_worst; it was given 'best'."),
+        ({"ref_update": "step"}, "ref_update is one of never, round; it was given 'step'."),
         ({"beta": 0}, "beta must be a number above 0; it is 0."),
         ({"beta": "0.1"}, "beta must be a number above 0; it is '0.1'."),
         ({"beta": float("nan")}, "beta must be a number above 0; it is nan."),
@@ -77,16 +58,17 @@ def without(**resources: Any) -> Resources:
             "generation_batch_size must be a whole number of at least 1; it is 0.",
         ),
         (
-            {"samples_per_prompt": 8},
-            "pairing: two makes a pair of two samples, so samples_per_prompt must be 2; it is 8.",
+            {"samples_per_prompt": 1},
+            "samples_per_prompt must be a whole number of at least 2, a pair; it is 1.",
+        ),
+        ({"samples_per_prompt": 2.0}, "samples_per_prompt must be a whole number of at least 2"),
+        (
+            {"round_steps": 0},
+            "round_steps must be a whole number of at least 1, or null for one pass; it is 0.",
         ),
         (
-            {"round_steps": 10},
-            "round_steps and ratio_clip belong to refresh: round, which is still to come. Remove them.",
-        ),
-        (
-            {"ratio_clip": 2.0},
-            "round_steps and ratio_clip belong to refresh: round, which is still to come. Remove them.",
+            {"ratio_clip": 0.9},
+            "ratio_clip must be a number of at least 1, the ratio of a fresh row, or null; it is 0.9.",
         ),
         ({"eval_samples": -1}, "eval_samples is a number of prompts, 0 for none; it is -1."),
     ],
@@ -103,177 +85,6 @@ def test_range_errors_come_before_the_mixture() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- rules
-
-REFUSALS: list[tuple[str, dict[str, Any], Resources, str, str]] = [
-    (
-        "_oracle_present",
-        {"routes": DPR},
-        without(oracle=False),
-        "Route dpr needs an oracle; with the policy's own labels it is dpp.",
-        "Add an oracle (oracle: {kind: function, path: reward.py:reward}) or use route dpp.",
-    ),
-    (
-        "_self_labels_carry_signal",
-        {"routes": {"ddp": {"weight": 1, "coefficient": 0.0}}},
-        HAVE,
-        "Route ddp with soft self-labels, the sigmoid loss and no correction learns nothing: its gradient is exactly zero.",
-        "Give it a coefficient (the paper: 0.2) or set policy_label: argmax.",
-    ),
-    (
-        "_self_labels_carry_signal",
-        {"routes": {"data": 0.7, "dpp": 0.3}, "policy_label": "sampled"},
-        HAVE,
-        "Route dpp with sampled self-labels, the sigmoid loss and no correction learns nothing: its expected gradient is zero",
-        "Give it a coefficient",
-    ),
-    (
-        "_argmax_has_no_label_term",
-        {"routes": DPP, "policy_label": "argmax"},
-        HAVE,
-        "Route dpp has coefficient 1, but policy_label: argmax is another objective that has no label correction (T3).",
-        "Set policy_label: soft or sampled, or the coefficient to 0.",
-    ),
-    (
-        "_argmax_has_no_label_term",
-        {"routes": DDP, "policy_label": "argmax", "loss_type": "hinge"},
-        HAVE,
-        "Route ddp has coefficient 1, but policy_label: argmax",
-        "or the coefficient to 0",
-    ),
-    (
-        "_self_labels_need_a_start",
-        {"routes": {"ddp": {"weight": 0.5, "coefficient": 1}, "dpp": {"weight": 0.5, "coefficient": 1}}},
-        without(ref_model=False),
-        "Every route labels itself and the reference is the starting model, so the implicit reward is 0 for every pair",
-        "Add a data or dpr route, or give ref_model (the model before this one).",
-    ),
-    (
-        "_baseline_and_abstention",
-        {"routes": DPR, "baseline": "none", "oracle_label": "argmax"},
-        HAVE,
-        "baseline: none cannot be used when labels may be missing (argmax abstains on ties)",
-        "Use baseline: leave_one_out.",
-    ),
-    (
-        "_baseline_and_abstention",
-        {"routes": DPR, "baseline": "none"},
-        without(oracle_may_abstain=True),
-        "baseline: none cannot be used when labels may be missing (this oracle may abstain)",
-        "Use baseline: leave_one_out.",
-    ),
-    (
-        "_no_dropout",
-        {"routes": DPR, "disable_dropout": False},
-        HAVE,
-        "disable_dropout: false cannot be used with corrections or kl_policy_ref",
-        "Set disable_dropout: true or all coefficients to 0.",
-    ),
-    (
-        "_no_dropout",
-        {"routes": ONLINE_DPO, "disable_dropout": False, "kl_policy_ref": 0.1},
-        HAVE,
-        "disable_dropout: false cannot be used with corrections or kl_policy_ref",
-        "Set disable_dropout: true",
-    ),
-    (
-        "_penalties_have_samples",
-        {"routes": DATA, "kl_policy_ref": 0.1},
-        HAVE,
-        "kl_policy_ref needs responses of the policy.",
-        "Add a dpp or dpr route, or set it to 0.",
-    ),
-    (
-        "_penalties_have_samples",
-        {"routes": DPR, "kl_policy_ref": 0.1, "temperature": 0.7},
-        HAVE,
-        "kl_policy_ref is estimated from samples at temperature 1, but temperature is 0.7.",
-        "Set temperature: 1 or kl_policy_ref: 0.",
-    ),
-    (
-        "_penalties_have_samples",
-        {"routes": DATA, "kl_ref_policy": 0.1},
-        HAVE,
-        "kl_ref_policy needs responses sampled from the reference;",
-        "say so with data_from_reference: true and use a data or ddp route; otherwise set kl_ref_policy: 0",
-    ),
-    (
-        "_penalties_have_samples",
-        {"routes": DPR, "kl_ref_policy": 0.1, "data_from_reference": True},
-        HAVE,
-        "on the policy's own responses its expected gradient is zero",
-        "use a data or ddp route",
-    ),
-    (
-        "_penalties_have_samples",
-        {"routes": DPR, "nll": 0.001},
-        HAVE,
-        "nll needs dataset responses.",
-        "Add a data or ddp route, or set nll: 0.",
-    ),
-    (
-        "_lengths_fit",
-        {"routes": DPR, "max_prompt_length": 900, "max_new_tokens": 200},
-        HAVE,
-        "max_prompt_length 900 + max_new_tokens 200 = 1100 is above max_length 1024",
-        "Raise max_length to 1100 or lower the others.",
-    ),
-    (
-        "_data_present",
-        {"routes": {"data": 0.5, "ddp": {"weight": 0.2, "coefficient": 1}, "dpr": 0.3}},
-        without(pairs=False),
-        "Route data and ddp needs preference pairs, but only prompts were given.",
-        "Add data.train with pairs, or use dpp and dpr only.",
-    ),
-    (
-        "_data_present",
-        {"routes": DATA},
-        without(prompts=True),
-        "Prompt-only rows can only be used by on-policy routes.",
-        "Add a dpp or dpr route, or remove data.prompts.",
-    ),
-    (
-        "_kl_limit_has_estimate",
-        {"routes": DATA, "kl_limit": 5.0},
-        HAVE,
-        "kl_limit needs an estimate of the KL, which needs responses of the policy.",
-        "Set eval_samples",
-    ),
-    (
-        "_kl_limit_has_estimate",
-        {"routes": DPR, "kl_limit": 5.0, "temperature": 0.7},
-        HAVE,
-        "kl_limit needs an estimate of the KL",
-        "Set temperature: 1 or remove kl_limit.",
-    ),
-    (
-        "_replay_has_pairs",
-        {"routes": {"data": 0.5, "replay": 0.5}},
-        HAVE,
-        "Route replay trains on pairs that dpr had labelled earlier in the run, and there is no dpr.",
-        "Add a dpr route",
-    ),
-    (
-        "_selection_fits",
-        {"routes": DATA, "ask_share": 0.5},
-        HAVE,
-        "ask_share chooses pairs for the oracle, and no route asks one.",
-        "Remove it, or add a dpr route.",
-    ),
-    (
-        "_selection_fits",
-        {"routes": DPR, "ask_share": 0.5},
-        HAVE,
-        "chosen pairs are not simply drawn from the policy, which its correction (T1) assumes.",
-        "Set the coefficient of dpr to 0, or ask_share: 1.",
-    ),
-    (
-        "_selection_fits",
-        {"routes": ONLINE_DPO, "min_confidence": 0.7},
-        HAVE,
-        "min_confidence concerns the policy's own labels, and no route has them.",
-        "Remove it, or add ddp or dpp.",
-    ),
-]
 
 
 @pytest.mark.parametrize(
@@ -325,6 +136,16 @@ def test_every_rule_is_tested() -> None:
         ({"routes": DPR, "max_prompt_length": 768, "max_new_tokens": 256}, HAVE),
         ({"routes": DATA, "max_prompt_length": 4096}, HAVE),
         ({"routes": DPR}, Resources(oracle=True, ref_model=False)),
+        ({"routes": DPR, "refresh": "round"}, HAVE),
+        ({"routes": DPR, "refresh": "round", "round_steps": 2, "ratio_clip": 1.0, "temperature": 0.7}, HAVE),
+        ({"routes": ONLINE_DPO, "refresh": "round", "kl_policy_ref": 0.1, "ratio_clip": 2.0}, HAVE),
+        ({"routes": {"spin": 1}}, without(oracle=False, ref_model=False)),
+        ({"routes": {"spin": 0.5, "dpr": 0.5}, **BEST}, without(oracle_scores=True, prompts=True)),
+        ({"routes": {"data": 0.5, "dpr": 0.5}, "kl_limit": 5.0, "eval_samples": 8, **BEST}, HAVE),
+        (
+            {"routes": DPR, "refresh": "round", "ref_update": "round", "kl_limit": 5.0, "eval_samples": 8},
+            HAVE,
+        ),
     ],
 )
 def test_just_inside_is_allowed(options: dict[str, Any], have: Resources) -> None:
@@ -341,7 +162,7 @@ def test_every_preset_is_allowed(name: str) -> None:
     options = AlignmentFields(preset=name)
     for key, value in apply_preset(options).items():
         setattr(options, key, value)
-    oracle = name in ("online-dpo", "sail-dpr", "sail-mix")
+    oracle = name in ("online-dpo", "iterative-dpo", "sail-dpr", "sail-mix")
     mixture = check(options, Resources(oracle=oracle, ref_model=False, pairs=True, oracle_may_abstain=oracle))
     assert mixture.needs_oracle == oracle
 
@@ -352,11 +173,22 @@ def test_every_preset_is_allowed(name: str) -> None:
         ("ipo", {"loss_type": "ipo"}),
         ("slic", {"loss_type": "hinge"}),
         ("online-dpo", {"oracle_label": "argmax"}),
+        (
+            "iterative-dpo",
+            {
+                "samples_per_prompt": 8,
+                "pairing": "best_worst",
+                "oracle_label": "argmax",
+                "refresh": "round",
+                "ref_update": "never",
+            },
+        ),
+        ("spin", {"refresh": "round", "ref_update": "round"}),
         ("self-dpo", {"policy_label": "argmax"}),
         ("sail-mix", {}),
     ],
 )
-def test_preset_fixes_its_options(name: str, fixed: dict[str, str]) -> None:
+def test_preset_fixes_its_options(name: str, fixed: dict[str, Any]) -> None:
     assert apply_preset(AlignmentFields(preset=name)) == fixed
 
 

@@ -9,12 +9,14 @@ import pytest
 
 from sail.errors import CheckpointError
 from sail.training.checkpoints import (
+    REFERENCE_FILE,
     RUN_STATE_FILE,
     STATE_FILE,
     begin_checkpoint,
     checkpoints,
     is_complete,
     latest_checkpoint,
+    reference_of,
     require_complete,
     run_state,
     set_newer_aside,
@@ -147,3 +149,17 @@ def test_files_of_sharded_and_adapter_checkpoints(tmp_path: Path, names: tuple[s
     write_run_state(tmp_path, {})
     (tmp_path / STATE_FILE).write_text('{"global_step": 3}')
     assert is_complete(tmp_path)
+
+
+def test_a_reference_that_was_replaced_must_be_there_and_is_not_the_model(tmp_path: Path) -> None:
+    path = make(tmp_path, 3)
+    write_run_state(path, {"reference": True})
+    assert not is_complete(path)
+    (path / REFERENCE_FILE).touch()
+    assert is_complete(path)
+    assert reference_of(path) == path / REFERENCE_FILE
+    (path / "model.safetensors").unlink()
+    assert not is_complete(path)
+    write_run_state(path, {"reference": False})
+    assert reference_of(path) is None
+    assert reference_of(None) is None

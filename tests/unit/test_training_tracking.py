@@ -14,7 +14,7 @@ from sail.objective import RowLoss
 from sail.online import Example, Response
 from sail.training import tracking
 from sail.training.step import OnPolicyRow, Step
-from sail.training.tracking import Counters, Tracker, pair_numbers, response_numbers
+from sail.training.tracking import Counters, Tracker, pair_numbers, ratio_numbers, response_numbers
 from sail.types import Preference
 
 MIXTURE = mixture_of("sail-mix", None)
@@ -50,7 +50,9 @@ def a_step(start: int = 0) -> Step:
 
 def a_result(loss: list[float]) -> tuple[RowLoss, dict[str, torch.Tensor]]:
     margin, label = torch.tensor([0.5, -0.2, 0.0]), torch.tensor([1.0, 0.45, 0.8])
-    result = RowLoss(torch.tensor(loss, requires_grad=True) * 1.0, margin, margin, margin, label)
+    result = RowLoss(
+        torch.tensor(loss, requires_grad=True) * 1.0, margin, margin, margin, label, margin * math.nan
+    )
     flags = {"self_label": torch.tensor([False, True, False]), "pair_weight": torch.tensor([1.0, 1.0, 1.0])}
     return result, flags
 
@@ -117,7 +119,8 @@ def test_without_rows_there_are_no_numbers() -> None:
 def shape(**rows: list[Any]) -> dict[str, list[Any]]:
     # One prompt per pair of log-ratios, unless a test says otherwise.
     online = list(range(len(rows.get("ratios", []))))
-    return {"online": online, "ratios": [], "lengths": [], "log_probs": [], "cut": [], "empty": [], **rows}
+    empty: dict[str, list[Any]] = {"log_probs": [], "tokens": [], "cut": [], "empty": []}
+    return {"online": online, "ratios": [], "lengths": [], **empty, **rows}
 
 
 def test_kl_is_the_mean_log_ratio_with_an_error_by_prompt() -> None:
@@ -135,7 +138,7 @@ def test_one_prompt_has_no_error_and_none_no_estimate() -> None:
 
 
 def test_entropy_is_per_token_and_of_the_policys_own_samples() -> None:
-    rows = shape(log_probs=[-3.0, -1.0], lengths=[3, 5])
+    rows = shape(log_probs=[-3.0, -1.0], tokens=[3, 5], lengths=[3, 5, 9])
     assert response_numbers(rows, 1.0)["response/entropy"] == pytest.approx(0.5)
     assert response_numbers(rows, 0.7)["response/entropy"] is None
 
@@ -191,7 +194,9 @@ def test_abstentions_and_empty_steps_are_counted() -> None:
         row.preference = Preference(None, "no verdict")
     tracker.add_step(Step([], rows, [online(row, (0.0, 0.0)) for row in rows], active_rows=0))
     zero, no = torch.zeros(4), torch.zeros(4, dtype=torch.bool)
-    tracker.add_result(RowLoss(zero, zero, zero, zero, zero + 0.5), {"self_label": no, "pair_weight": zero})
+    tracker.add_result(
+        RowLoss(zero, zero, zero, zero, zero + 0.5, zero * math.nan), {"self_label": no, "pair_weight": zero}
+    )
     line = tracker.take(1.0)
     assert line["pair/accuracy"] is None
     assert (line["oracle/abstained"], line["step/empty"]) == (4, 1)
@@ -266,3 +271,47 @@ def test_state_of_two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Tracker(MIXTURE)
     other.restore(kept)
     assert other.counters == Counters()
+
+
+# ---- rounds
+
+
+def test_ratios_are_of_stale_rows_only() -> None:
+    """Ratios 1 and 3 at a clip of 3: mean 2, effective sample size 16 / (2 * 10), half of them at the clip."""
+    numbers = ratio_numbers([math.nan, 1.0, 3.0, math.nan], 3.0)
+    assert numbers == {"ratio/mean": 2.0, "ratio/ess": pytest.approx(0.8), "ratio/clipped": 0.5}
+    assert ratio_numbers([1.0, 3.0], None)["ratio/clipped"] == 0.0
+    assert set(ratio_numbers([math.nan], None).values()) == {None}
+
+
+def one_result() -> tuple[RowLoss, dict[str, torch.Tensor]]:
+    column = torch.tensor([0.3])
+    flags = {"self_label": torch.tensor([False]), "pair_weight": torch.tensor([1.0])}
+    return RowLoss(column, column, column, column, column, column * math.nan), flags
+
+
+def test_only_fresh_independent_samples_speak_for_the_policy_of_now() -> None:
+    """Stale or chosen rows: lengths yes, KL and entropy no. A reference that moves has no KL."""
+    for own, moving in ((True, False), (False, False), (True, True)):
+        tracker = Tracker(MIXTURE, moving_reference=moving)
+        one = example("dpr", 0, 0.8)
+        row = OnPolicyRow(0, True, -0.7, 0.8, 0.1, (0.1, 0.3), (2.0, 1.0), own=own)
+        tracker.add_step(Step([], [one], [(one, row)], active_rows=1))
+        tracker.add_result(*one_result())
+        line = tracker.take(1.0)
+        assert (line["kl/policy_ref"] is not None) == (own and not moving)
+        assert (line["response/entropy"] is not None) == own
+        assert line["response/length"] == 1.5
+
+
+def test_of_spin_only_the_sampled_response_is_counted() -> None:
+    tracker = Tracker(mixture_of("spin", None))
+    share = tracker.mixture.shares[0]
+    first, second = Response((3, 4, 1), "w1 w2", False), Response((5,), "", True, -2.0, -2.0)
+    one = Example({"index": 0, "prompt": "x"}, share, 0.5, first, second, Preference(1.0))
+    tracker.add_step(Step([], [one], [(one, OnPolicyRow(0, True, 0.0, 1.0, None, None, own=False))]))
+    tracker.add_result(*one_result())
+    line = tracker.take(1.0)
+    assert (line["response/length"], line["response/cut"], line["response/empty"]) == (1.0, 1.0, 1.0)
+    assert line["kl/policy_ref"] is None
+    assert line["online/prompts"] == 1

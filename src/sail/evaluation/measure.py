@@ -195,7 +195,7 @@ class Evaluation:
         ]
         self.texts[DATASET] = [row["chosen"] or "" for row in rows]
         self.sampled[DATASET] = [
-            Sampled(tuple(row["chosen_ids"] or ()), row["chosen"] or "", 0.0, row["chosen_cut"])
+            Sampled(tuple(row["chosen_ids"] or ()), row["chosen"] or "", 0.0, row["chosen_cut"], 0.0)
             for row in rows
         ]
 

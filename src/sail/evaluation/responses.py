@@ -95,7 +95,10 @@ def sample(
 
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     for kept in _in_chunks(order, f"{speaker.name} {what}", chunk, journal, batch_size):
-        made[kept["row"]] = Sampled(tuple(kept["ids"]), kept["text"], kept["log_prob"], kept["cut"])
+        # How likely a tempered sampler was to say it is of no use here.
+        made[kept["row"]] = Sampled(
+            tuple(kept["ids"]), kept["text"], kept["log_prob"], kept["cut"], kept["log_prob"]
+        )
     return [one for one in made if one is not None]
 
 

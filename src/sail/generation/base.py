@@ -30,12 +30,14 @@ class Sampled:
     text: decoded without special tokens, for oracles and readers.
     log_prob: log pi(y|x) in nats at temperature 1, of the weights that sampled it.
     cut: it reached max_new_tokens without an EOS or a stop string.
+    sampling_log_prob: log mu(y|x) of the tempered policy that was sampled; log_prob at temperature 1.
     """
 
     ids: tuple[int, ...]
     text: str
     log_prob: float
     cut: bool
+    sampling_log_prob: float
 
 
 class Generator(ABC):

@@ -13,14 +13,16 @@ from transformers import LogitsProcessor, StoppingCriteria
 class RowSeededSampler(LogitsProcessor):
     """Inverse-CDF sampling: row i draws its t-th token with its own number u[i, t], by leaving only that token possible.
 
-    Used with do_sample=False, so the global random state is never touched. It sees the raw scores, hence records log pi of
-    the drawn token: (N, T) numbers instead of the (N, T, V) scores. Scores must be unprocessed (checked by the caller).
+    Used with do_sample=False, so the global random state is never touched. It sees the raw scores, hence records log pi and
+    log mu (pi at `temperature`) of the drawn token: (N, T) numbers instead of the (N, T, V) scores. Scores must be
+    unprocessed (checked by the caller).
     """
 
     def __init__(self, uniforms: Tensor, temperature: float) -> None:
         self.uniforms = uniforms
         self.temperature = temperature
         self.log_probs: list[Tensor] = []
+        self.tempered_log_probs: list[Tensor] = []
         self.first_scores: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -38,6 +40,7 @@ class RowSeededSampler(LogitsProcessor):
         # Rounding can push the number to the very end; the first position that reaches the total is the last possible token.
         token = torch.minimum(token, torch.searchsorted(cumulated, total))
         self.log_probs.append(log_probs.gather(1, token).squeeze(1))
+        self.tempered_log_probs.append(tempered.gather(1, token).squeeze(1))
         return torch.full_like(scores, float("-inf")).scatter_(1, token, 0.0)
 
 

@@ -87,14 +87,16 @@ class TransformersGenerator(Generator):
         steps = tokens.shape[1]
         ended = ends.lengths > 0
         lengths = torch.where(ended, ends.lengths, steps)
-        log_probs = torch.stack(sampler.log_probs, dim=1).cpu().double()
         inside = torch.arange(steps).unsqueeze(0) < lengths.cpu().unsqueeze(1)
-        totals = torch.where(inside, log_probs, 0.0).sum(dim=1).tolist()
+        totals, tempered = (
+            torch.where(inside, torch.stack(one, dim=1).cpu().double(), 0.0).sum(dim=1).tolist()
+            for one in (sampler.log_probs, sampler.tempered_log_probs)
+        )
         ids = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
         texts = self.tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True)
         return [
-            Sampled(row, text, total, not end)
-            for row, text, total, end in zip(ids, texts, totals, ended.tolist(), strict=True)
+            Sampled(row, text, total, not end, mu)
+            for row, text, total, end, mu in zip(ids, texts, totals, ended.tolist(), tempered, strict=True)
         ]
 
 

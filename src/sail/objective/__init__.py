@@ -1,6 +1,7 @@
 """The mathematics: tensors in, per-example tensors out. No model, no device, no logging, no routes.
 
-Reading order: labels (who wins), losses (F), corrections (T1, T3), kl, baselines, then objective, which adds them up.
+Reading order: labels (who wins), losses (F), corrections (T1, T3), kl, baselines, ratios (stale rows), then objective, which
+adds them up.
 Source: SAIL, arXiv 2406.15567; the follow-up arXiv 2606.31524 for the KL penalties. docs/paper_map.md maps the symbols.
 """
 
@@ -11,12 +12,15 @@ from sail.objective.labels import orient, self_label
 from sail.objective.logprobs import response_log_probs
 from sail.objective.losses import log_likelihoods
 from sail.objective.objective import ObjectiveSettings, ResponseLogProbs, RowColumns, RowLoss, row_loss
+from sail.objective.ratios import effective_sample_size, importance_ratio
 
 __all__ = [
     "ObjectiveSettings",
     "ResponseLogProbs",
     "RowColumns",
     "RowLoss",
+    "effective_sample_size",
+    "importance_ratio",
     "kl_estimate",
     "kl_policy_ref_surrogate",
     "kl_ref_policy_loss",

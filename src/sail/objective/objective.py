@@ -11,6 +11,7 @@ from sail.objective.corrections import label_surrogate, score_surrogate
 from sail.objective.kl import kl_policy_ref_surrogate, kl_ref_policy_loss, nll_loss
 from sail.objective.labels import self_label
 from sail.objective.losses import log_likelihoods
+from sail.objective.ratios import importance_ratio
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ObjectiveSettings:
     kl_ref_policy: float = 0.0
     nll: float = 0.0
     min_confidence: float = 0.5
+    ratio_clip: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,24 @@ class RowColumns:
     kl_baseline_second: Tensor
     ref_sample_weight: Tensor
     nll_weight: Tensor
+    stale: Tensor
+    behaviour_first: Tensor
+    behaviour_second: Tensor
 
 
 @dataclass(frozen=True)
 class RowLoss:
-    """Per-row results (B,). `loss` already carries the weights: the batch loss is its sum. The rest has no gradient."""
+    """Per-row results (B,). `loss` already carries the weights: the batch loss is its sum. The rest has no gradient.
+
+    `ratio` is the importance ratio over both responses as it was used, nan where none was.
+    """
 
     loss: Tensor
     pair_loss: Tensor
     value: Tensor
     margin: Tensor
     label: Tensor
+    ratio: Tensor
 
 
 def pair_margins(logps: ResponseLogProbs, beta: float) -> tuple[Tensor, Tensor]:
@@ -96,12 +105,14 @@ def labelled_value(
 def row_loss(logps: ResponseLogProbs, columns: RowColumns, settings: ObjectiveSettings) -> RowLoss:
     """The weighted loss of each row:
 
-        w * ( -F + c1 * score_surrogate + c3 * label_surrogate )                   pair loss and corrections T1, T3
-        + kl_policy_ref * w_kl * mean over both responses of its surrogate         on-policy rows
+        w * r * ( -F + c1 * score_surrogate + c3 * label_surrogate )               pair loss and corrections T1, T3
+        + kl_policy_ref * w_kl * mean over both responses of r_y * its surrogate   rows that the policy wrote
         + kl_ref_policy * w_ref * mean over both of log ref/pi                     rows sampled from the reference
         + nll * w_nll * -(log pi(y1) + log pi(y2))                                 rows with dataset responses
 
-    A row with weight 0 (abstained) contributes exactly zero. Source: SAIL eq. 8-13.
+    r is 1 but for stale rows (responses of older weights) that carry a correction: there it is the importance ratio over both
+    responses, r_y that of one response. A row without corrections has another objective, whose pairs are given, like DPO's.
+    A row with weight 0 (abstained) contributes exactly zero. Source: SAIL eq. 8-13; objective.md 5.3.
     """
     is_self = columns.self_label
     value, label, first_wins, second_wins, margin = labelled_value(
@@ -112,8 +123,21 @@ def row_loss(logps: ResponseLogProbs, columns: RowColumns, settings: ObjectiveSe
     pair = pair + columns.score_coefficient * score_surrogate(value, columns.baseline, score)
     pair = pair + columns.label_coefficient * label_surrogate(first_wins, second_wins, label, margin)
     pair = torch.where(is_self & _unsure(margin, settings), torch.zeros_like(pair), pair)
-    loss = columns.pair_weight * pair + penalties(logps, columns, settings)
-    return RowLoss(loss, -value.detach(), value.detach(), margin.detach(), label.detach())
+    ratio, used = pair_ratio(logps, columns, settings)
+    loss = columns.pair_weight * ratio * pair + penalties(logps, columns, settings)
+    shown = torch.where(used, ratio, torch.full_like(ratio, float("nan")))
+    return RowLoss(loss, -value.detach(), value.detach(), margin.detach(), label.detach(), shown)
+
+
+def pair_ratio(
+    logps: ResponseLogProbs, columns: RowColumns, settings: ObjectiveSettings
+) -> tuple[Tensor, Tensor]:
+    """The importance ratio over both responses that multiplies T1, T2 and T3 of a row, and where it is one; (B,) each."""
+    corrected = (columns.score_coefficient > 0) | (columns.label_coefficient > 0)
+    used = columns.stale & corrected & (columns.pair_weight > 0)
+    now = logps.sampled_first + logps.sampled_second
+    then = columns.behaviour_first + columns.behaviour_second
+    return importance_ratio(now, then, used, settings.ratio_clip), used
 
 
 def _unsure(margin: Tensor, settings: ObjectiveSettings) -> Tensor:
@@ -134,6 +158,11 @@ def penalties(logps: ResponseLogProbs, columns: RowColumns, settings: ObjectiveS
         first = kl_policy_ref_surrogate(logps.first - logps.ref_first, columns.kl_baseline_first, logps.first)
         second = kl_policy_ref_surrogate(
             logps.second - logps.ref_second, columns.kl_baseline_second, logps.second
+        )
+        clip = settings.ratio_clip
+        first = first * importance_ratio(logps.sampled_first, columns.behaviour_first, columns.stale, clip)
+        second = second * importance_ratio(
+            logps.sampled_second, columns.behaviour_second, columns.stale, clip
         )
         total = total + settings.kl_policy_ref * columns.kl_weight * 0.5 * (first + second)
     if settings.kl_ref_policy:

@@ -35,6 +35,17 @@ class ScoringOracle(Oracle):
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """One finite score per response, higher is better."""
 
+    def preference(self, first: float, second: float) -> Preference:
+        """What the oracle says of a pair whose scores are known: p = sigmoid(first - second)."""
+        return Preference(sigmoid(first - second))
+
+
+def sigmoid(value: float) -> float:
+    """1 / (1 + exp(-value)), without overflow."""
+    if value >= 0:
+        return 1.0 / (1.0 + math.exp(-min(value, 700.0)))
+    return math.exp(max(value, -700.0)) / (1.0 + math.exp(max(value, -700.0)))
+
 
 def ask(oracle: Oracle, pairs: Sequence[Pair]) -> tuple[list[Preference], int]:
     """The preferences of `pairs` and how many of them the oracle was asked for.

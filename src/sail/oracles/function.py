@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import math
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sail.errors import ConfigError, OracleError
-from sail.oracles.base import Oracle, ScoringOracle, check_count, describe, number_or_none
+from sail.oracles.base import Oracle, ScoringOracle, check_count, describe, number_or_none, sigmoid
 from sail.types import Pair, Preference, Prompt
 
 
@@ -50,7 +49,11 @@ class RewardFunction(ScoringOracle):
         responses = [pair.first for pair in pairs] + [pair.second for pair in pairs]
         rewards = self.score(prompts + prompts, responses)
         first, second = rewards[: len(pairs)], rewards[len(pairs) :]
-        return [Preference(_sigmoid((a - b) / self.temperature)) for a, b in zip(first, second, strict=True)]
+        return [self.preference(a, b) for a, b in zip(first, second, strict=True)]
+
+    def preference(self, first: float, second: float) -> Preference:
+        """p = sigmoid((first - second) / temperature)."""
+        return Preference(sigmoid((first - second) / self.temperature))
 
 
 class PreferenceFunction(Oracle):
@@ -186,9 +189,3 @@ def _positional_arguments(function: Callable[..., Any]) -> int:
 
 def _name_of(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _sigmoid(value: float) -> float:
-    if value >= 0:
-        return 1.0 / (1.0 + math.exp(-min(value, 700.0)))
-    return math.exp(max(value, -700.0)) / (1.0 + math.exp(max(value, -700.0)))

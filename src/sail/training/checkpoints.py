@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from sail.errors import CheckpointError
 STATE_FILE = "trainer_state.json"
 RUN_STATE_FILE = "sail_state.json"
 """Beside Trainer's own files: sizes of the run's files, counters, rows since the last log line."""
+REFERENCE_FILE = "sail_reference.safetensors"
+"""The reference, where it was replaced during the run; `reference` in the run's state says whether it was."""
 
 _NAME = re.compile(r"^checkpoint-(\d+)$")
 # One of each group must be there; the last names of a group are those of FSDP and DeepSpeed.
@@ -37,7 +40,11 @@ def is_complete(checkpoint: Path) -> bool:
     # Every process writes its random state, the last ones perhaps after the state files.
     if len(list(checkpoint.glob("rng_state*.pth"))) < len(run_state.get("tracked", [])):
         return False
-    return all(any(any(checkpoint.glob(name)) for name in names) for names in _PARTS)
+    if run_state.get("reference") and not (checkpoint / REFERENCE_FILE).is_file():
+        return False
+    # The reference's weights must not stand for the model's.
+    there = [path.name for path in checkpoint.iterdir() if path.name != REFERENCE_FILE]
+    return all(any(fnmatch(one, name) for one in there for name in names) for names in _PARTS)
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -57,6 +64,12 @@ def step_of(checkpoint: Path) -> int:
 def run_state(checkpoint: Path) -> dict[str, Any]:
     """What sail itself keeps in a complete checkpoint."""
     return _json(checkpoint / RUN_STATE_FILE) or {}
+
+
+def reference_of(checkpoint: Path | None) -> Path | None:
+    """The file with the reference of a checkpoint, where it is another than the run began with."""
+    there = checkpoint is not None and run_state(checkpoint).get("reference")
+    return checkpoint / REFERENCE_FILE if checkpoint is not None and there else None
 
 
 def write_run_state(checkpoint: Path, state: dict[str, Any]) -> None:

@@ -62,14 +62,15 @@ def answer_metrics(
     temperature: float,
     batch_size: int,
 ) -> dict[str, float | None]:
-    """One seeded sample per prompt: KL to the reference (nats per response), length, share cut, and the oracle's reward.
+    """One seeded sample per prompt: KL to the reference that the run began with (nats per response), length, share cut, and
+    the oracle's reward.
 
     The seeds do not depend on the step, so checkpoints are compared on common random numbers.
     """
     sampled = generator.sample(
         [row["prompt_ids"] for row in rows], [(seed, "eval", int(row["index"])) for row in rows]
     )
-    model, adapter_off = reference.model()
+    model, adapter_off = reference.start()
     with adapter_off:
         sequences = [(row["prompt_ids"], list(one.ids)) for row, one in zip(rows, sampled, strict=True)]
         scores = score_sequences(model, sequences, pad_id=pad_id, batch_size=batch_size)

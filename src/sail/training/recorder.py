@@ -96,15 +96,20 @@ class RunRecorder(TrainerCallback):
             file.write(gzip.compress(text.encode(), compresslevel=5, mtime=0))
 
 
-def pair_lines(step: Step) -> list[dict[str, Any]]:
-    """The step's on-policy pairs as records."""
-    return [_pair_line(example, row) for example, row in step.online]
+def pair_lines(step: Step, round_number: int | None = None) -> list[dict[str, Any]]:
+    """The step's on-policy pairs as records; with rounds each names its own.
+
+    label and policy_probability of a pair that the policy labels are those at which a baseline was made: of a stale row without
+    baseline, those of the weights that sampled it. Where the policy wrote one response only, policy_probability is null.
+    """
+    named = {} if round_number is None else {"round": round_number}
+    return [{**named, **_pair_line(example, row)} for example, row in step.online]
 
 
 def _pair_line(example: Any, row: OnPolicyRow) -> dict[str, Any]:
     first, second = example.responses
     told = example.preference
-    own = 1.0 / (1.0 + math.exp(-max(min(row.margin, 700.0), -700.0)))
+    own = None if row.margin is None else 1.0 / (1.0 + math.exp(-max(min(row.margin, 700.0), -700.0)))
     return {
         "index": example.index,
         "prompt": example.row["prompt"],

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,16 @@ from torch import Tensor
 from sail.fields import AlignmentFields
 from sail.generation import Generator
 from sail.mixture import Mixture
-from sail.objective import ObjectiveSettings, ResponseLogProbs, leave_one_out
+from sail.objective import ObjectiveSettings, ResponseLogProbs, importance_ratio, leave_one_out
 from sail.objective.objective import labelled_value
-from sail.online import Example, collate, compare, label_column, orient, respond, route
+from sail.online import Example, choose, collate, compare, label_column, orient, respond, route
 from sail.oracles import Oracle
 from sail.training.memory import Memory
 from sail.training.reference import Reference
+from sail.training.stale import baselines_are_used, log_probs_now
+
+if TYPE_CHECKING:
+    from sail.training.rounds import Rounds
 
 PHASES = ("generate", "oracle", "policy", "reference")
 
@@ -52,14 +56,21 @@ class PhaseTimer:
 
 @dataclass
 class OnPolicyRow:
-    """What the global batch must know of an on-policy row: F and its label, and both log-ratios log pi/pi_ref in nats."""
+    """What the global batch must know of an on-policy row: F and its label, and both log-ratios log pi/pi_ref in nats.
+
+    log_ratios and margin are None where the policy did not write both responses. ratios: the importance ratios of both
+    responses, 1 where they are fresh. own: both were just drawn from the policy, independently; only such rows say what the
+    policy of now does.
+    """
 
     index: int
     active: bool
     value: float
     label: float
-    margin: float
-    log_ratios: tuple[float, float]
+    margin: float | None
+    log_ratios: tuple[float, float] | None
+    ratios: tuple[float, float] = (1.0, 1.0)
+    own: bool = True
 
 
 @dataclass
@@ -82,7 +93,7 @@ class StepMaker:
         mixture: Mixture,
         options: AlignmentFields,
         settings: ObjectiveSettings,
-        generator: Generator | None,
+        generator: Generator,
         oracle: Oracle | None,
         reference: Reference,
         seed: int,
@@ -101,6 +112,35 @@ class StepMaker:
         self.pad_id = pad_id
         self.timer = timer
         self.memory = Memory()
+        self.rounds: Rounds | None = None
+        self.rates_stale = baselines_are_used(options, mixture)
+
+    def route(self, rows: Sequence[dict[str, Any]], step: int, progress: float) -> list[Example]:
+        """The rows of a step with the routes they draw."""
+        return route(rows, self.mixture, self.seed, step, self.prompt_only_share, progress)
+
+    def respond(self, examples: Sequence[Example], generator: Generator | None = None) -> int:
+        """Give the rows their pairs; returns the oracle calls that choosing took. `generator` stands in for the usual one."""
+        with self.timer.phase("generate"):
+            respond(examples, generator or self.generator, self.seed, self.options.samples_per_prompt)
+        with self.timer.phase("oracle"):
+            return choose(examples, self.oracle, self.seed)
+
+    def compare(self, examples: Sequence[Example]) -> int:
+        """Give the rows their preferences; the number of oracle calls."""
+        with self.timer.phase("oracle"):
+            return compare(examples, self.oracle)
+
+    def _respond_or_recall(self, examples: Sequence[Example], step: int) -> int:
+        """The step's pairs: fresh ones, those that the round keeps, or those of the memory; the number of oracle calls."""
+        fresh, calls = list(examples), 0
+        if self.rounds is not None:
+            self.rounds.give([example for example in examples if example.share.route.on_policy])
+            fresh = [example for example in examples if not example.share.route.on_policy]
+            calls = self.rounds.take_calls()
+        calls += self.respond(fresh)
+        self.memory.recall(examples, self.seed, step)
+        return calls
 
     def make(
         self,
@@ -111,19 +151,16 @@ class StepMaker:
     ) -> Step:
         """Route, respond, collate, compare and orient all rows; fill in reference log-probs, weights and baselines."""
         every_row = [row for rows in micro_batches for row in rows]
-        examples = route(every_row, self.mixture, self.seed, step, self.prompt_only_share, progress)
-        with self.timer.phase("generate"):
-            respond(examples, self.generator, self.seed, step)
-            self.memory.recall(examples, self.seed, step)
+        examples = self.route(every_row, step, progress)
+        calls = self._respond_or_recall(examples, step)
         made = Step(self._collated(examples, [len(rows) for rows in micro_batches], device), examples)
         if self.options.ask_share < 1.0:
             leave_the_surest_unasked(made.batches, self.options.ask_share)
-        with self.timer.phase("oracle"):
-            made.oracle_calls = compare(examples, self.oracle)
+        made.oracle_calls = calls + self.compare(examples)
         orient(examples, self.options.oracle_label, self.options.policy_label)
         for batch in made.batches:
             batch["label"] = label_column(batch["examples"])
-        self._weigh(made)
+        self._weigh(made, device)
         return made
 
     def _collated(
@@ -141,14 +178,14 @@ class StepMaker:
             batches.append(batch)
         return batches
 
-    def _weigh(self, step: Step) -> None:
+    def _weigh(self, step: Step, device: torch.device) -> None:
         """Weights and baselines, from all processes' rows: one gather of small Python objects."""
         for batch in step.batches:
-            step.online.extend(self._values(batch))
+            step.online.extend(self._values(batch, device))
         counts = {
             "active": sum(example.active for example in step.examples),
-            "online": len(step.online),
-            "paired": sum(example.share.route.needs_pairs for example in step.examples),
+            "online": sum(example.share.route.has_score_term for example in step.examples),
+            "paired": sum(example.share.route.from_dataset for example in step.examples),
         }
         gathered = gather([(counts, [row for _, row in step.online])])
         processes = len(gathered)
@@ -160,37 +197,81 @@ class StepMaker:
             fill_weights(batch, processes, total, self.options.data_from_reference)
             baselines.fill(batch, [position.get(id(example)) for example in batch["examples"]])
 
-    def _values(self, batch: dict[str, Any]) -> list[tuple[Example, OnPolicyRow]]:
-        """F of the batch's on-policy rows, from the log-probs recorded while sampling; no forward of the policy is needed."""
+    def _values(self, batch: dict[str, Any], device: torch.device) -> list[tuple[Example, OnPolicyRow]]:
+        """F of the batch's on-policy rows, from the log-probs recorded while sampling; only stale rows, and they only where a
+        baseline is used, need a forward of the policy."""
         examples = batch["examples"]
-        places = [place for place, example in enumerate(examples) if example.share.route.on_policy]
-        if not places:
-            return []
-        first = [examples[place].responses[0] for place in places]
-        second = [examples[place].responses[1] for place in places]
+        places = [place for place, one in enumerate(examples) if one.share.route.has_score_term]
+        found = dict(zip(places, self._own_values(batch, places, device), strict=True)) if places else {}
+        return [
+            (
+                one,
+                found.get(place) or OnPolicyRow(one.index, one.active, 0.0, one.label, None, None, own=False),
+            )
+            for place, one in enumerate(examples)
+            if one.share.route.on_policy
+        ]
+
+    def _own_values(
+        self, batch: dict[str, Any], places: list[int], device: torch.device
+    ) -> list[OnPolicyRow]:
+        """The same for the rows at `places`, both of whose responses the policy wrote."""
+        examples = [batch["examples"][place] for place in places]
+        policy, ratios = self._policy_log_probs(examples, device)
         reference = batch["ref_logps"].double().cpu()
         here = torch.tensor(places)
         logps = ResponseLogProbs(
-            first=torch.tensor([one.log_prob for one in first], dtype=torch.float64),
-            second=torch.tensor([one.log_prob for one in second], dtype=torch.float64),
+            first=policy[:, 0],
+            second=policy[:, 1],
             ref_first=reference[here],
-            ref_second=reference[here + len(examples)],
-            first_length=torch.tensor([len(one.ids) for one in first]),
-            second_length=torch.tensor([len(one.ids) for one in second]),
+            ref_second=reference[here + len(batch["examples"])],
+            first_length=torch.tensor([len(one.responses[0].ids) for one in examples]),
+            second_length=torch.tensor([len(one.responses[1].ids) for one in examples]),
             sampled_first=torch.zeros(len(places), dtype=torch.float64),
             sampled_second=torch.zeros(len(places), dtype=torch.float64),
         )
         value, label, _, _, margin = labelled_value(
             logps, batch["label"][here], batch["self_label"][here], batch["uniform"][here], self.settings
         )
-        ratios = zip(
+        log_ratios = zip(
             (logps.first - logps.ref_first).tolist(), (logps.second - logps.ref_second).tolist(), strict=True
         )
-        facts = zip(places, value.tolist(), label.tolist(), margin.tolist(), ratios, strict=True)
+        facts = zip(
+            *(examples, value.tolist(), label.tolist(), margin.tolist(), log_ratios, ratios.tolist()),
+            strict=True,
+        )
+        independent = self.options.pairing == "two"
         return [
-            (examples[place], OnPolicyRow(examples[place].index, examples[place].active, f, t, h, pair))
-            for place, f, t, h, pair in facts
+            OnPolicyRow(one.index, one.active, f, t, h, pair, (w1, w2), own=independent and not one.stale)
+            for one, f, t, h, pair, (w1, w2) in facts
         ]
+
+    def _policy_log_probs(self, examples: list[Example], device: torch.device) -> tuple[Tensor, Tensor]:
+        """log pi of both responses of each row, and their importance ratios; (N, 2) each.
+
+        Fresh rows: as recorded while sampling, and 1. Stale rows, if a baseline is used: by the weights of now, else as recorded.
+        """
+        recorded = [[one.log_prob for one in example.responses] for example in examples]
+        then = [[one.sampling_log_prob for one in example.responses] for example in examples]
+        policy, behaviour = (
+            torch.tensor(recorded, dtype=torch.float64),
+            torch.tensor(then, dtype=torch.float64),
+        )
+        ratios = torch.ones_like(policy)
+        stale = [place for place, example in enumerate(examples) if example.stale and self.rates_stale]
+        if stale:
+            with self.timer.phase("policy"):
+                policy[stale], now = log_probs_now(
+                    self.reference.policy(),
+                    [examples[place] for place in stale],
+                    pad_id=self.pad_id,
+                    device=device,
+                    temperature=self.options.temperature,
+                    precision=self.reference.precision,
+                )
+            everything = torch.ones_like(now, dtype=torch.bool)
+            ratios[stale] = importance_ratio(now, behaviour[stale], everything, self.options.ratio_clip)
+        return policy, ratios
 
 
 def leave_the_surest_unasked(batches: Sequence[dict[str, Any]], share: float) -> None:
@@ -216,23 +297,28 @@ class Baselines:
     """Leave-one-out baselines over the on-policy rows of the global batch, of F for T1 and of log pi/pi_ref for the KL penalty.
 
     Rows of the same dataset index hold the same samples (a sampler that pads an epoch repeats rows): they share a response,
-    so they are left out of each other's baseline.
+    so they are left out of each other's baseline. Stale rows have the values of the weights of now, and the weight of their
+    importance ratio; rows of which the policy wrote one response only take no part.
     """
 
     def __init__(self, rows: Sequence[OnPolicyRow], kind: str) -> None:
+        rows = [row for row in rows if row.log_ratios is not None]
         index = torch.tensor([row.index for row in rows], dtype=torch.long)
         active = torch.tensor([row.active for row in rows], dtype=torch.bool)
         values = torch.tensor([row.value for row in rows], dtype=torch.float64)
-        ratios = torch.tensor([ratio for row in rows for ratio in row.log_ratios], dtype=torch.float64)
+        ratios = torch.tensor([one for row in rows for one in row.log_ratios or ()], dtype=torch.float64)
+        weights = torch.tensor([row.ratios for row in rows], dtype=torch.float64).view(-1, 2)
         sides = torch.stack([2 * index, 2 * index + 1], dim=1).flatten()
         used = kind == "leave_one_out"
-        self.value = leave_one_out(values, active, index) if used else torch.zeros_like(values)
-        self.ratio = leave_one_out(ratios, torch.ones_like(sides, dtype=torch.bool), sides).view(-1, 2)
+        both = weights.prod(dim=1)
+        self.value = leave_one_out(values, active, index, both) if used else torch.zeros_like(values)
+        every = torch.ones_like(sides, dtype=torch.bool)
+        self.ratio = leave_one_out(ratios, every, sides, weights.flatten()).view(-1, 2)
         self.place = {row.index: place for place, row in enumerate(rows)}
 
     def fill(self, batch: dict[str, Any], rows: Sequence[OnPolicyRow | None]) -> None:
         """Write the batch's baseline columns; 0 for rows of other routes."""
-        places = [None if row is None else self.place[row.index] for row in rows]
+        places = [None if row is None else self.place.get(row.index) for row in rows]
         batch["baseline"] = column([0.0 if place is None else float(self.value[place]) for place in places])
         for side, name in enumerate(("kl_baseline_first", "kl_baseline_second")):
             batch[name] = column(
@@ -250,12 +336,17 @@ def fill_weights(
     def weights(flags: list[bool], count: int) -> Tensor:
         return column([processes / count if flag else 0.0 for flag in flags])
 
-    online = [example.share.route.on_policy for example in examples]
-    paired = [example.share.route.needs_pairs for example in examples]
+    online = [example.share.route.has_score_term for example in examples]
+    paired = [example.share.route.from_dataset for example in examples]
     batch["pair_weight"] = weights([example.active for example in examples], total["active"])
     batch["kl_weight"] = weights(online, total["online"])
     batch["nll_weight"] = weights(paired, total["paired"])
     batch["ref_sample_weight"] = weights([flag and data_from_reference for flag in paired], total["paired"])
+
+
+def progress_at(step: int, steps: int) -> float:
+    """The share of the run's steps that is done, 0 at the first and 1 at the last one: what changing weights depend on."""
+    return min(step / max(steps - 1, 1), 1.0)
 
 
 def tensors_of(batch: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sail.mixture import Mixture
-from sail.objective import RowLoss, kl_estimate
+from sail.objective import RowLoss, effective_sample_size, kl_estimate
 from sail.training.step import Step, gather, place_among_processes
 
 
@@ -58,13 +58,23 @@ class Window:
     log_probs: list[float] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
     empty: list[bool] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    importance: list[float] = field(default_factory=list)
 
 
 class Tracker:
-    """Collects the rows of the steps since the last log line."""
+    """Collects the rows of the steps since the last log line.
 
-    def __init__(self, mixture: Mixture) -> None:
+    moving_reference: the reference is replaced while training, so that no KL to it is logged: at the samples that it could be
+    estimated from, policy and reference are the same. ratio_clip: that of the importance ratios.
+    """
+
+    def __init__(
+        self, mixture: Mixture, *, moving_reference: bool = False, ratio_clip: float | None = None
+    ) -> None:
         self.mixture = mixture
+        self.moving_reference = moving_reference
+        self.ratio_clip = ratio_clip
         self.reset()
 
     def reset(self) -> None:
@@ -83,13 +93,18 @@ class Tracker:
         window.steps += 1
         window.routes.extend(example.share.route.name for example in step.examples)
         for example, row in step.online:
-            window.online.append(example.index)
-            window.ratios.append(row.log_ratios)
+            if row.own and row.log_ratios is not None and not self.moving_reference:
+                window.online.append(example.index)
+                window.ratios.append(row.log_ratios)
             for response in example.responses:
+                if response.log_prob is None:
+                    continue
                 window.lengths.append(len(response.ids))
-                window.log_probs.append(response.log_prob or 0.0)
                 window.cut.append(response.cut)
                 window.empty.append(not response.text.strip())
+                if row.own:
+                    window.log_probs.append(response.log_prob)
+                    window.tokens.append(len(response.ids))
         for example in step.examples:
             dataset_verdict = example.share.route.name == "ddp" and not example.row.get("identical", False)
             window.given.append(1.0 if dataset_verdict else math.nan)
@@ -105,6 +120,7 @@ class Tracker:
         self.results.append(
             (
                 result.loss.detach(),
+                result.ratio,
                 result.margin,
                 result.label,
                 batch["self_label"],
@@ -118,6 +134,7 @@ class Tracker:
         for result in self.results:
             columns: tuple[list[Any], ...] = (
                 window.loss,
+                window.importance,
                 window.margin,
                 window.label,
                 window.self,
@@ -171,6 +188,7 @@ class Tracker:
                 for share in self.mixture.shares
             },
             **response_numbers(joined, temperature),
+            **ratio_numbers(joined["importance"], self.ratio_clip),
             "online/prompts": len({index for *_, prompts in gathered for index in prompts}),
             "oracle/calls": sum(calls for _, calls, _, _ in gathered),
             "oracle/abstained": sum(abstained for _, _, abstained, _ in gathered),
@@ -235,8 +253,11 @@ def pair_numbers(rows: dict[str, list[Any]]) -> dict[str, float | None]:
 
 
 def response_numbers(rows: dict[str, list[Any]], temperature: float) -> dict[str, float | None]:
-    """KL to the reference with its error, and the shape of the sampled responses. At another temperature than 1 the samples
-    are not the policy's own, so there is no KL estimate: null."""
+    """KL to the reference with its error, entropy, and the shape of the sampled responses.
+
+    KL and entropy are of the policy of now, so they come from its own samples only: null at another temperature than 1, and
+    where all rows are stale, chosen among more samples, or half the dataset's.
+    """
     # A prompt met twice since the last line (in another epoch) is one cluster.
     by_prompt: dict[int, list[float]] = {}
     for index, ratios in zip(rows["online"], rows["ratios"], strict=True):
@@ -248,9 +269,22 @@ def response_numbers(rows: dict[str, list[Any]], temperature: float) -> dict[str
         "kl/policy_ref": None if estimate is None else estimate[0],
         "kl/policy_ref_se": error,
         "response/length": _mean(rows["lengths"]),
-        "response/entropy": _per_token(rows["log_probs"], rows["lengths"]) if temperature == 1.0 else None,
+        "response/entropy": _per_token(rows["log_probs"], rows["tokens"]) if temperature == 1.0 else None,
         "response/cut": _mean(rows["cut"]),
         "response/empty": _mean(rows["empty"]),
+    }
+
+
+def ratio_numbers(ratios: list[float], clip: float | None) -> dict[str, float | None]:
+    """Importance ratios of stale rows as they were used: their mean, effective sample size (share of the rows, in (0, 1]) and
+    the share at the clip. nan stands for a row without one; null without any."""
+    used = [ratio for ratio in ratios if not math.isnan(ratio)]
+    if not used:
+        return {"ratio/mean": None, "ratio/ess": None, "ratio/clipped": None}
+    return {
+        "ratio/mean": _mean(used),
+        "ratio/ess": effective_sample_size(torch.tensor(used, dtype=torch.float64)),
+        "ratio/clipped": _mean([clip is not None and ratio >= clip for ratio in used]),
     }
 
 
