@@ -39,10 +39,10 @@ def test_kl_and_its_standard_error_by_hand() -> None:
 
 def test_answers_by_hand() -> None:
     sampled = [
-        Sampled((5, 6, EOS), "a b", -1.0, False),
-        Sampled((5, 6, 7), "a b c", -1.0, True),
-        Sampled((EOS,), " ", -1.0, False),
-        Sampled((5, 6, EOS), "a b", -1.0, False),
+        Sampled((5, 6, EOS), "a b", -1.0, False, -1.0),
+        Sampled((5, 6, 7), "a b c", -1.0, True, -1.0),
+        Sampled((EOS,), " ", -1.0, False, -1.0),
+        Sampled((5, 6, EOS), "a b", -1.0, False, -1.0),
     ]
     found, left_out = response_numbers(sampled, ["p", "q", "r", "s"], [EOS])
     assert found["length"]["mean"] == pytest.approx((3 + 3 + 1 + 3) / 4)
