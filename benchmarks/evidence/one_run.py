@@ -51,7 +51,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure, outside the run's own time."""
         if state.global_step in self.steps:
-            began = time.perf_counter()
+            began = time.process_time()
             self.checkpoints.append(
                 {
                     "step": state.global_step,
@@ -59,7 +59,7 @@ class Watch(TrainerCallback):
                     **self.measure(),
                 }
             )
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.process_time() - began
 
     def measure(self) -> Row:
         """Reward, log pi / pi_start (nats) and length of each prompt's answer; share of refusals, harmful and harmless."""
@@ -118,12 +118,12 @@ def run(spec: Run, start: Start) -> Row:
             spec.seed,
         )
         trainer.add_callback(watch)
-        began = time.perf_counter()
+        began = time.process_time()
         if spec.steps:
             trainer.train()
         else:
             watch.checkpoints.append({"step": 0, "calls": 0, **watch.measure()})
-        seconds = time.perf_counter() - began - watch.seconds
+        seconds = time.process_time() - began - watch.seconds
         last = ([line for line in trainer.state.log_history if "loss" in line] or [{}])[-1]
         return {
             "part": spec.part,

@@ -63,6 +63,7 @@ LABELS: dict[str, Options] = {
 
 CURES: dict[str, Options] = {
     "dpp kl .02": {"preset": "sail-dpp", "kl_policy_ref": 0.02},
+    "dpp kl .05": {"preset": "sail-dpp", "kl_policy_ref": 0.05},
     "dpp .3 to 0": routes(data=(0.7, 0.0, 1.0), dpp=(0.3, 0.2, 0.0)),
     "dpp confidence .6": {"preset": "sail-dpp", "min_confidence": 0.6},
     "dpp c .05": routes(data=0.7, dpp=(0.3, 0.05)),
@@ -76,7 +77,6 @@ CURES: dict[str, Options] = {
     "dpp nll .01": {"preset": "sail-dpp", "nll": 0.01},
     "dpo nll .01": {"preset": "dpo", "nll": 0.01},
     "ddp confidence .6": {"preset": "sail-ddp", "min_confidence": 0.6},
-    "dpp kl .05": {"preset": "sail-dpp", "kl_policy_ref": 0.05},
     "dpp c 1": routes(data=0.7, dpp=(0.3, 1.0)),
 }
 """What might make the routes without an oracle better than DPO; with DPO under the same penalties."""
@@ -119,7 +119,7 @@ def plan() -> Iterator[Run]:
     presets = {name: {"preset": name} for name in METHODS}
     yield from _runs("methods", presets, (0, 1, 2), MANY)
     yield from _runs("labels", LABELS, (0, 1, 2, 3, 4), MANY)
-    yield from _runs("cures", CURES, (0, 1, 2))
+    yield from _runs("cures", CURES, (0, 1, 2, 3, 4))
     yield from _runs("methods", presets, (3, 4), MANY)
     for rate in (1e-4, 4e-4):
         five = {f"{name} {rate:g}": {"preset": name, "learning_rate": rate} for name in METHODS[:5]}
