@@ -18,7 +18,7 @@ from sail.report.lines import Lines, Problem, Row, number, unzipped_lines
 
 FILE = "pairs.jsonl.gz"
 WINDOW = 200  # pairs at the start and at the end of a run that are compared with each other
-MOST = 20_000  # verdicts kept for intervals: an interval from more is no narrower to the eye
+MOST = 6_000  # verdicts kept for intervals: their bootstrap is what takes the time, and from more they are hardly narrower
 COMMON = 5  # prompts and responses that are listed as the most common ones
 _SINGLES = 400_000  # responses counted at once; beyond it those seen once are forgotten
 
