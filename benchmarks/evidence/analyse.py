@@ -18,15 +18,14 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from frontier import (  # noqa: E402
+    ALONG,
     Curve,
     Floats,
-    common_kl,
     compared,
     curve_of,
     gap_at_equal_kl,
     interval,
     over_seeds,
-    range_levels,
     read_at,
     resamples,
 )
@@ -51,13 +50,13 @@ def curves(runs: list[dict[str, Any]]) -> Curves:
 
 
 def at_equal_kl(one: Curve, other: Curve, weights: Floats) -> Floats:
-    """At the largest KL that both reach: where either of them stopped."""
-    return gap_at_equal_kl(one, other, weights, [common_kl(one, other)])
+    """At the largest KL that both reach."""
+    return gap_at_equal_kl(one, other, weights, [1.0])
 
 
 def along_the_frontier(one: Curve, other: Curve, weights: Floats) -> Floats:
     """Averaged over KL from a quarter of the largest common KL to it."""
-    return gap_at_equal_kl(one, other, weights, range_levels(common_kl(one, other)))
+    return gap_at_equal_kl(one, other, weights, ALONG)
 
 
 def at_the_end(one: Curve, other: Curve, weights: Floats) -> Floats:

@@ -47,38 +47,43 @@ def resamples(prompts: int, seed: int = 0) -> Floats:
 
 
 def read_at(x: Floats, y: Floats, level: float | Floats) -> Floats:
-    """y where the polyline (x, y) first reaches `level`, (R,); NaN where it never does. x, y: (R, K); x starts at 0."""
-    level = np.broadcast_to(np.asarray(level, dtype=float), x.shape[:1])
-    reached = x >= level[:, None]
-    at = reached.argmax(axis=1)
-    rows = np.arange(len(x))
-    before = np.maximum(at - 1, 0)
-    width = x[rows, at] - x[rows, before]
-    share = np.divide(level - x[rows, before], width, out=np.ones_like(width), where=width > 0)
-    found = y[rows, before] + share * (y[rows, at] - y[rows, before])
-    return np.where(reached.any(axis=1), found, np.nan)
+    """The frontier of the polyline (x, y) at `level`: the largest y on it where x <= level; (R,). x, y: (R, K); x starts at 0.
+
+    Its corners and the points where it crosses the level: what a user who may spend so much KL (or so many oracle calls) can have
+    from this run. All runs have the same number of checkpoints to choose from.
+    """
+    level = np.broadcast_to(np.asarray(level, dtype=float), x.shape[:1])[:, None]
+    corners = np.where(x <= level, y, -np.inf)
+    before, after = x[:, :-1], x[:, 1:]
+    crosses = (np.minimum(before, after) <= level) & (level <= np.maximum(before, after)) & (before != after)
+    share = np.divide(level - before, after - before, out=np.zeros_like(before), where=before != after)
+    crossings = np.where(crosses, y[:, :-1] + share * (y[:, 1:] - y[:, :-1]), -np.inf)
+    return np.maximum(corners.max(axis=1), crossings.max(axis=1))
 
 
-def common_kl(one: Curve, other: Curve) -> float:
-    """The largest KL that both runs reach, in nats per response."""
-    return float(min(one.kl.mean(axis=1).max(), other.kl.mean(axis=1).max()))
+def common_kl(one: Curve, other: Curve, weights: Floats) -> Floats:
+    """The largest KL that both runs reach, in nats per response, under each resample; (R,)."""
+    return np.minimum(one.means(weights)[0].max(axis=1), other.means(weights)[0].max(axis=1))
 
 
-def gap_at_equal_kl(one: Curve, other: Curve, weights: Floats, levels: Sequence[float]) -> Floats:
-    """Reward of `one` minus reward of `other` at equal KL, averaged over `levels`, (R,). Paired: the same resample of prompts."""
-    gaps = [read_at(*one.means(weights), level) - read_at(*other.means(weights), level) for level in levels]
-    # A resample in which one of them stays just below the level has no value there.
-    return np.nanmean(gaps, axis=0)
+def gap_at_equal_kl(one: Curve, other: Curve, weights: Floats, shares: Sequence[float]) -> Floats:
+    """Reward of `one` minus reward of `other` at equal KL, averaged over levels that are `shares` of the largest common KL; (R,).
+
+    Paired: both runs are read on the same resample of prompts, at the level that this resample gives, so that no resample is
+    left out for not reaching a level.
+    """
+    top = common_kl(one, other, weights)
+    mine, others = one.means(weights), other.means(weights)
+    return np.mean([read_at(*mine, share * top) - read_at(*others, share * top) for share in shares], axis=0)
 
 
-def range_levels(top: float, parts: int = 8) -> list[float]:
-    """KL levels over the common range, from a quarter of it to its end."""
-    return [top * (0.25 + 0.75 * part / (parts - 1)) for part in range(parts)]
+ALONG = tuple(0.25 + 0.75 * part / 8 for part in range(8))
+"""From a quarter of the largest common KL to nearly all of it."""
 
 
 def interval(values: Floats) -> dict[str, float]:
     """The estimate on all prompts (first value) with the percentile interval of the resamples."""
-    low, high = np.nanpercentile(values[1:], [2.5, 97.5])
+    low, high = np.percentile(values[1:], [2.5, 97.5])
     return {"mean": float(values[0]), "low": float(low), "high": float(high)}
 
 

@@ -44,6 +44,7 @@ ARGMAX = {"oracle_label": "argmax"}
 FASTER = {"learning_rate": 4e-4}
 LABELS: dict[str, Options] = {
     # 35 to 42% of online DPO's oracle calls in each.
+    "dpr .39, data .61, kl .01, lr 4e-4": {**routes(data=0.61, dpr=0.39), **FASTER, "kl_policy_ref": 0.01},
     "dpr .35, data .65, lr 3e-4": {**routes(data=0.65, dpr=0.35), "learning_rate": 3e-4},
     "dpr .6, data .4, lr 3e-4": {**routes(data=0.4, dpr=0.6), "learning_rate": 3e-4},
     "ask the least sure .4, lr 3e-4": {"preset": "online-dpo", "ask_share": 0.4, "learning_rate": 3e-4},

@@ -385,6 +385,7 @@ class SAILTrainer(Trainer):
                     pad_id=self.maker.pad_id,
                     temperature=self.args.temperature,
                     batch_size=2 * self.args.per_device_eval_batch_size,
+                    warn=self.warn,
                 )
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in numbers.items()})
         return output

@@ -215,6 +215,7 @@ def test_the_run_folder_is_whole(tuning: str, request: pytest.FixtureRequest) ->
     folder, said = request.getfixturevalue(tuning)
     files = {"config.resolved.yaml", "metrics.jsonl", "pairs.jsonl.gz", "results.json"}
     files |= {"report.html", "report.json", "model", "checkpoint-35", f"checkpoint-{STEPS}"}
+    files |= {"audit.json", "reference_answers.jsonl"}
     files |= {"adapter"} if tuning == "lora" else set()
     assert {path.name for path in folder.iterdir()} == files
     resolved = (folder / "config.resolved.yaml").read_text(encoding="utf-8")

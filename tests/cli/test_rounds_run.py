@@ -13,8 +13,7 @@ from sail.build import dry_run, run_training
 from sail.build import make_model as load
 from sail.config import RunConfig, config_from_dict
 from sail.errors import ConfigError
-from sail.evaluation.final import answer
-from sail.generation import SamplingSettings
+from sail.generation import SamplingSettings, TransformersGenerator
 from sail.run_folder import clear
 
 REWARD = "def reward(prompts, responses):\n    return [float(len(response)) for response in responses]\n"
@@ -132,12 +131,12 @@ def test_results_compare_with_the_start_and_say_so(world: Path, tmp_path: Path, 
     prompts = [row["prompt"] for row in held]
     given = [tokenizer(prompt).input_ids for prompt in prompts]
     settings = SamplingSettings(6, eos_ids=(EOS,), pad_id=PAD)
-    said = {
-        name: answer(
-            load(str(folder)), tokenizer, prompts, given, settings=settings, seed=42, oracle=None
-        ).texts
-        for name, folder in (("reference", world / "sft"), ("response", tmp_path / "model"))
-    }
+    said = {}
+    for name, folder in (("reference", world / "sft"), ("response", tmp_path / "model")):
+        model = load(str(folder))
+        generator = TransformersGenerator(lambda model=model: model, tokenizer, settings)
+        sampled = generator.sample(given, [(42, "final", place) for place in range(len(given))])
+        said[name] = [one.text for one in sampled]
     assert said["reference"] != said["response"]
     for key, texts in said.items():
         assert [sample[key] for sample in results["samples"]] == texts

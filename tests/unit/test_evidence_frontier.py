@@ -32,18 +32,23 @@ def straight(slope: float, top: float, *, prompts: int = 50, calls: float = 0.0,
     return Curve(np.arange(4.0), np.arange(4.0) * calls, slope * kl + offset, kl)
 
 
-def test_reading_at_a_level_by_hand() -> None:
+def test_the_frontier_by_hand() -> None:
+    """Up to (3, 20), then back to (2, 5): what was reached with less stays; half way to (3, 20) the line is at (2, 15)."""
     x, y = np.array([[0.0, 1.0, 3.0, 2.0]]), np.array([[0.0, 10.0, 20.0, 5.0]])
-    for level, wanted in ((0.0, 0.0), (0.5, 5.0), (1.0, 10.0), (2.0, 15.0), (3.0, 20.0)):
+    for level, wanted in ((0.0, 0.0), (0.5, 5.0), (1.0, 10.0), (2.0, 15.0), (3.0, 20.0), (9.0, 20.0)):
         assert read_at(x, y, level)[0] == pytest.approx(wanted)
-    assert np.isnan(read_at(x, y, 3.1)[0])
+    # A run whose KL comes back to 1 with a reward of 30 is read there, not where it passed 1 before.
+    back_x, back_y = np.array([[0.0, 1.0, 3.0, 1.0]]), np.array([[0.0, 10.0, 20.0, 30.0]])
+    assert read_at(back_x, back_y, 1.0)[0] == pytest.approx(30.0)
+    # A reward that falls while KL grows does not count against the run: an earlier checkpoint may be taken.
+    assert read_at(np.array([[0.0, 1.0, 3.0]]), np.array([[0.0, 10.0, 4.0]]), 3.0)[0] == pytest.approx(10.0)
 
 
 def test_equal_kl_takes_the_largest_common_one() -> None:
     """Slopes 2 and 1, reaching 1 and 4 nats: at 1 nat the gap is 1; at the end, at other KLs, it is 2 - 4 = -2."""
     one, other = straight(2.0, 1.0), straight(1.0, 4.0)
     weights = resamples(50)
-    assert common_kl(one, other) == 1.0
+    assert common_kl(one, other, weights)[0] == pytest.approx(1.0)
     assert at_equal_kl(one, other, weights)[0] == pytest.approx(1.0)
     assert at_the_end(one, other, weights)[0] == pytest.approx(-2.0)
     assert share_of(one, other, weights)[0] == pytest.approx(0.5)

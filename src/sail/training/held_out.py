@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from sail.errors import SailError
+from sail.errors import OracleError, SailError
 from sail.evaluation.stats import mean_interval
 from sail.generation import Generator
 from sail.generation.scoring import score_sequences
@@ -61,6 +61,7 @@ def answer_metrics(
     pad_id: int,
     temperature: float,
     batch_size: int,
+    warn: Callable[[str], None],
 ) -> dict[str, float | None]:
     """One seeded sample per prompt: KL to the reference that the run began with (nats per response), length, share cut, and
     the oracle's reward.
@@ -85,9 +86,13 @@ def answer_metrics(
         "cut": sum(one.cut for one in sampled) / len(sampled),
     }
     if isinstance(oracle, ScoringOracle):
-        interval = mean_interval(
-            scored_once(oracle, [row["prompt"] for row in rows], [one.text for one in sampled])
-        )
+        try:
+            scores = scored_once(oracle, [row["prompt"] for row in rows], [one.text for one in sampled])
+        except OracleError as error:
+            # Measuring must not cost a run what it has learned; labels are another matter.
+            warn(f"The oracle failed in an evaluation, which has no reward therefore: {error}")
+            scores = []
+        interval = mean_interval(scores)
         numbers.update(reward=interval.mean, reward_low=interval.low, reward_high=interval.high)
     return numbers
 
