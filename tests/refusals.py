@@ -330,6 +330,17 @@ REFUSALS: list[tuple[str, dict[str, Any], Resources, str, str]] = [
     ),
     (
         "_selection_fits",
+        {
+            "routes": {"data": 0.7, "dpp": {"weight": 0.3, "coefficient": 0.2}},
+            "min_confidence": 0.6,
+            "baseline": "none",
+        },
+        HAVE,
+        "the policy would learn to doubt",
+        "Use baseline: leave_one_out.",
+    ),
+    (
+        "_selection_fits",
         {"routes": DATA, "ask_share": 0.5},
         HAVE,
         "ask_share chooses pairs for the oracle, and no route asks one.",

@@ -355,6 +355,16 @@ def _selection_fits(options: AlignmentFields, mixture: Mixture, have: Resources)
                 "ask_share below 1 chooses among the fresh pairs of a step, which neither refresh: round nor pairing: best_worst "
                 "has before the oracle is asked. Set ask_share: 1, or refresh: step and pairing: two."
             )
+    scored = any(
+        share.route.has_score_term and share.coefficient > 0
+        for share in mixture.shares
+        if share.route.label == "policy"
+    )
+    if options.min_confidence > 0.5 and options.baseline == "none" and scored:
+        return (
+            "min_confidence cannot be used with baseline: none and a coefficient of dpp: F is at most 0, so a pair that is left "
+            "out would be the best outcome a response can have, and the policy would learn to doubt. Use baseline: leave_one_out."
+        )
     if options.min_confidence > 0.5 and not any(share.route.label == "policy" for share in mixture.shares):
         return "min_confidence concerns the policy's own labels, and no route has them. Remove it, or add ddp or dpp."
     return None

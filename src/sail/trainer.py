@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import (
     AutoTokenizer,
     EvalPrediction,
@@ -242,9 +243,12 @@ class SAILTrainer(Trainer):
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to be continued exactly: sail's own options and the training rows."""
-        options = {field.name: getattr(self.args, field.name) for field in fields(AlignmentFields)}
         rows = None if self.train_dataset is None else self.train_dataset.fingerprint
-        return {**options, "seed": self.args.seed, "training rows": rows}
+        found: dict[str, Any] = {"seed": self.args.seed, "training rows": rows}
+        found |= {field.name: getattr(self.args, field.name) for field in fields(AlignmentFields)}
+        if any(share.final_weight is not None for share in self.mixture.shares):
+            found["steps of the schedule"] = [self.args.max_steps, self.args.num_train_epochs]
+        return found
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Trainer's own; as the first thing in a checkpoint it also keeps the run's state there."""
@@ -393,6 +397,4 @@ class SAILTrainer(Trainer):
     def warn(self, message: str) -> None:
         """A message a person should see, once per event, from the main process."""
         if self.is_world_process_zero():
-            from tqdm.auto import tqdm
-
             tqdm.write(f"sail: {message}")

@@ -40,6 +40,13 @@ def test_any_step_of_a_round(whole: Any, tmp_path: Path, step: int) -> None:
     assert_same_run(whole(**CORRECTED), tmp_path)
 
 
+def test_checkpoints_rarer_than_rounds(whole: Any, tmp_path: Path) -> None:
+    """Rounds of 1 or 2 steps, saved every 3: when step 7 is interrupted, the round of the last checkpoint is long over."""
+    options = {**CORRECTED, "round_steps": 2, "save_steps": 3}
+    interrupted_and_resumed(tmp_path, 7, **options)
+    assert_same_run(whole(**options), tmp_path)
+
+
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("step", [2, 4, 6])
 def test_with_a_reference_that_follows(whole: Any, tmp_path: Path, step: int, adapter: bool) -> None:

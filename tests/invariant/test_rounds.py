@@ -92,10 +92,17 @@ def test_a_round_holds_what_its_steps_see(tmp_path: Path, length: int | None) ->
     assert sorted(one.maker.rounds.kept) == sorted(key for key in expected if key[0] // length == last)
 
 
-def test_only_two_rounds_are_kept_on_disk(tmp_path: Path) -> None:
-    run(tmp_path, preset="online-dpo", refresh="round", round_steps=2)
+def test_rounds_stay_while_a_checkpoint_may_need_them(tmp_path: Path) -> None:
+    """Without a checkpoint only the running round; with one of step 5, in round 2, that one and all since. What is not a round's
+    is not touched."""
+    run(tmp_path / "none", preset="online-dpo", refresh="round", round_steps=2)
+    assert [path.name for path in (tmp_path / "none" / FOLDER).iterdir()] == ["round-3.rank-0.jsonl.gz"]
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "notes.txt").touch()
+    saving = {"save_strategy": "steps", "save_steps": 5}
+    run(tmp_path, preset="online-dpo", refresh="round", round_steps=2, **saving)
     names = sorted(path.name for path in (tmp_path / FOLDER).iterdir())
-    assert names == ["round-2.rank-0.jsonl.gz", "round-3.rank-0.jsonl.gz"]
+    assert names == ["notes.txt", "round-2.rank-0.jsonl.gz", "round-3.rank-0.jsonl.gz"]
     first_step = [pair for pair in pairs(tmp_path) if pair["step"] == 4]
     kept = read_round(tmp_path / FOLDER, 2)
     assert kept[4, first_step[0]["index"]].second.text == first_step[0]["second"]

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_resume import assert_same_run, interrupted_and_resumed, trainer
+from test_resume import Interrupt, Interrupted, assert_same_run, interrupted_and_resumed, trainer
 from tiny import make_model, make_trainer, reward
 
+from sail.errors import CheckpointError
 from sail.training.memory import MEMORY
 
 REPLAY = {"dpr": {"weight": 0.4}, "replay": {"weight": 0.6}}
@@ -130,6 +131,48 @@ def test_only_the_least_sure_pairs_are_asked(tmp_path: Path) -> None:
         assert step.active_rows == 4
     assert lines_of(tmp_path)[-2]["oracle/abstained"] == 0
     assert max(asked) <= 8  # two responses a pair
+
+
+def test_identical_responses_are_no_question(tmp_path: Path) -> None:
+    """A third of the pairs is the same text twice, with h = 0 exactly: they are neither asked nor counted, and not remembered."""
+    made = make_trainer(
+        tmp_path,
+        routes={"dpr": 0.5, "replay": 0.5},
+        ask_share=0.5,
+        max_new_tokens=1,
+        model=make_model(scale=1.0),
+    )
+    same = asked = 0
+    for step in watched(made):
+        online = [example for example, _ in step.online]
+        open_ones = [one for one in online if one.responses[0].text != one.responses[1].text]
+        same += len(online) - len(open_ones)
+        asked += step.oracle_calls
+        assert sum(one.asked for one in open_ones) == math.ceil(0.5 * len(open_ones)) == step.oracle_calls
+    assert same > 5
+    assert asked > 5
+    assert len(made.maker.memory.pairs) == asked
+
+
+def test_a_broken_memory_is_named(tmp_path: Path) -> None:
+    options = {"preset": None, "routes": REPLAY}
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, Interrupt(4), **options).train()
+    (tmp_path / MEMORY).write_bytes(b"not gzip")
+    with pytest.raises(
+        CheckpointError,
+        match=r"memory\.jsonl\.gz cannot be read .* Put the file of that run back, or start anew",
+    ):
+        trainer(tmp_path, **options).train(resume_from_checkpoint=True)
+
+
+def test_another_number_of_steps_is_another_schedule(tmp_path: Path) -> None:
+    routes = {"data": {"weight": 1.0, "final_weight": 0.2}, "dpr": {"weight": 0.0, "final_weight": 0.8}}
+    options = {"preset": None, "routes": routes}
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, Interrupt(4), **options).train()
+    with pytest.raises(CheckpointError, match="steps of the schedule"):
+        trainer(tmp_path, **options, max_steps=40).train(resume_from_checkpoint=True)
 
 
 def test_asking_about_all_is_the_default(tmp_path: Path) -> None:

@@ -44,19 +44,6 @@ def test_equal_rounds_give_equal_bytes(tmp_path: Path) -> None:
     assert first == second
 
 
-def test_this_round_and_the_one_before_stay(tmp_path: Path) -> None:
-    """Others go, newer ones of a past that is being replaced too; what is not a round's is not touched."""
-    for number in (0, 1, 2, 9):
-        (tmp_path / f"round-{number}.rank-1.jsonl.gz").touch()
-    (tmp_path / "round-x.rank-0.jsonl.gz").touch()
-    (tmp_path / "notes.txt").touch()
-    write_round(tmp_path, 2, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "notes.txt", "round-1.rank-1.jsonl.gz", "round-2.rank-0.jsonl.gz", "round-2.rank-1.jsonl.gz",
-        "round-x.rank-0.jsonl.gz",
-    ]  # fmt: skip
-
-
 def test_rows_of_all_processes_are_read(tmp_path: Path) -> None:
     """So that a run may go on with another number of them."""
     write_round(tmp_path, 0, {(0, 1): PAIR})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sail import seeds
+from sail.errors import CheckpointError
 from sail.online import Example, Response
 from sail.types import Preference
 
@@ -29,10 +30,17 @@ class Memory:
     def restore(self, file: Path, size: int) -> None:
         """What the first `size` bytes of the run's file hold; whoever truncates the file to it may do so later."""
         self.pairs = []
-        if size:
+        if not size:
+            return
+        try:
             with file.open("rb") as opened:
                 text = gzip.decompress(opened.read(size)).decode()
             self.pairs = [json.loads(line) for line in text.splitlines()]
+        except (OSError, EOFError, ValueError) as error:
+            raise CheckpointError(
+                f"Route replay needs the pairs that were labelled before, and {file} cannot be read ({error}). Put the file of "
+                "that run back, or start anew."
+            ) from error
 
     def recall(self, examples: Sequence[Example], seed: int, step: int) -> None:
         """Give each replay row a remembered pair, drawn uniformly by the row's own stateless number. While there is none the
@@ -55,7 +63,7 @@ class Memory:
 
 
 def labelled_pairs(examples: Sequence[Example]) -> list[dict[str, Any]]:
-    """The step's pairs that an oracle has given a probability, as records."""
+    """The step's pairs that an oracle has given a probability, as records. Identical responses teach nothing and are left out."""
     return [
         {
             "index": example.index,
@@ -69,6 +77,7 @@ def labelled_pairs(examples: Sequence[Example]) -> list[dict[str, Any]]:
         }
         for example in examples
         if example.share.route.label == "oracle"
+        and example.responses[0].text != example.responses[1].text
         and example.preference is not None
         and example.preference.first_wins is not None
     ]

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from sail.errors import CheckpointError, SailError
 from sail.generation import Generator, Sampled, SeedKey
 from sail.online import Example, Response, dataset_responses
+from sail.training.checkpoints import checkpoints, is_complete, step_of
 from sail.training.plan import planned_rows, steps_per_pass
 from sail.training.step import StepMaker, place_among_processes, progress_at
 from sail.types import Preference
@@ -145,6 +146,15 @@ class Rounds:
         self.calls += self.maker.compare(examples)
         self.kept = {(one.step, one.index): kept_of(one) for one in examples}
         write_round(self.folder, number, self.kept)
+        self._remove_old(number)
+
+    def _remove_old(self, number: int) -> None:
+        """Files of rounds before those that a checkpoint may be continued from: the newest and the oldest one that is whole decide."""
+        whole = [step_of(path) for path in checkpoints(self.folder.parent) if is_complete(path)]
+        needed = min([step // self.length for step in whole], default=number)
+        for path, (its_number, _) in round_files(self.folder).items():
+            if not min(needed, number) <= its_number <= number:
+                path.unlink(missing_ok=True)
 
     @property
     def _samples(self) -> int:
@@ -191,17 +201,13 @@ def round_files(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def write_round(folder: Path, number: int, kept: dict[Key, Kept]) -> None:
-    """Write this process's rows of a round, whole or not at all; then remove files of all but this round and the one before,
-    which a checkpoint may still need."""
+    """Write this process's rows of a round, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"round-{number}.rank-{place_among_processes()[0]}.jsonl.gz"
     unfinished = path.with_name(path.name + ".tmp")
     text = "".join(json.dumps(_line(key, one)) + "\n" for key, one in kept.items())
     unfinished.write_bytes(gzip.compress(text.encode(), compresslevel=5, mtime=0))
     unfinished.replace(path)
-    for other, (its_number, _) in round_files(folder).items():
-        if its_number not in (number - 1, number):
-            other.unlink(missing_ok=True)
 
 
 def read_round(folder: Path, number: int) -> dict[Key, Kept]:

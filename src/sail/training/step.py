@@ -276,15 +276,16 @@ class StepMaker:
 
 def leave_the_surest_unasked(batches: Sequence[dict[str, Any]], share: float) -> None:
     """Of the global batch's pairs for the oracle, only the `share` with the smallest |h| will be asked: those whose winner
-    the policy is least sure of (h up to the factor beta, from the log-probs recorded while sampling)."""
+    the policy is least sure of (h up to the factor beta, from the log-probs recorded while sampling). Identical responses are
+    no question and take nobody's place."""
     margins: list[tuple[tuple[float, int, int], Example]] = []
     rank = place_among_processes()[0]
     for batch in batches:
         reference = batch["ref_logps"].double().tolist()
         examples = batch["examples"]
         for place, example in enumerate(examples):
-            if example.share.route.label == "oracle":
-                first, second = example.responses
+            first, second = example.responses
+            if example.share.route.label == "oracle" and first.text != second.text:
                 ratios = first.log_prob - reference[place], second.log_prob - reference[len(examples) + place]
                 margins.append(((abs(ratios[0] - ratios[1]), rank, len(margins)), example))
     everyone = sorted(gather([key for key, _ in margins]))
