@@ -50,8 +50,8 @@ def curves(runs: list[dict[str, Any]]) -> Curves:
 
 
 def at_equal_kl(one: Curve, other: Curve, weights: Floats) -> Floats:
-    """At the largest KL that both reach."""
-    return gap_at_equal_kl(one, other, weights, [1.0])
+    """At nine tenths of the largest KL that both reach."""
+    return gap_at_equal_kl(one, other, weights, [0.9])
 
 
 def along_the_frontier(one: Curve, other: Curve, weights: Floats) -> Floats:
@@ -87,6 +87,11 @@ def share_of(one: Curve, other: Curve, weights: Floats) -> Floats:
     return (weights @ one.reward[-1]) / (weights @ other.reward[-1])
 
 
+def share_of_gain(one: Curve, other: Curve, weights: Floats) -> Floats:
+    """Final gain over the start as a share of the other's: independent of where the reward's zero lies."""
+    return (weights @ (one.reward[-1] - one.reward[0])) / (weights @ (other.reward[-1] - other.reward[0]))
+
+
 MEASURES = {
     "equal_kl": at_equal_kl,
     "frontier": along_the_frontier,
@@ -107,6 +112,8 @@ def summary(found: Curves) -> dict[str, Any]:
         if online and part in ("labels", "methods") and runs is not online and _ends(runs)["calls"]:
             entry["against_online"] = {
                 "share": compared(runs, online, share_of),
+                "share_of_gain": compared(runs, online, share_of_gain),
+                "frontier": compared(runs, online, along_the_frontier),
                 "equal_kl": compared(runs, online, at_equal_kl),
                 "kl": compared(runs, online, kl_at_the_end),
                 "equal_calls": compared(runs, online, at_equal_calls),
@@ -145,9 +152,13 @@ def main() -> None:
     told = summary(found)
     hours = sum(run["seconds"] for run in runs) / 3600
     everything = {"runs": len(runs), "core_hours_of_training": round(hours, 2), "compared": told}
-    SUMMARY.write_text(json.dumps(_rounded(everything), indent=1), encoding="utf-8")
+    SUMMARY.write_text(json.dumps(_rounded(everything), indent=1, allow_nan=False), encoding="utf-8")
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, table in tables(json.loads(SUMMARY.read_text(encoding="utf-8"))).items():
+        if f"<!-- {name} -->" not in text:
+            raise SystemExit(
+                f"{DOCUMENT} has no place for the table {name}: <!-- {name} --> ... <!-- end -->"
+            )
         text = filled(text, name, table)
     DOCUMENT.write_text(text, encoding="utf-8")
     draw(found, told, DOCUMENT.parent / "evidence")

@@ -149,7 +149,7 @@ class Rounds:
         self._remove_old(number)
 
     def _remove_old(self, number: int) -> None:
-        """Files of rounds before those that a checkpoint may be continued from: the newest and the oldest one that is whole decide."""
+        """Files of rounds that no whole checkpoint can be continued in, and of a past that is being replaced."""
         whole = [step_of(path) for path in checkpoints(self.folder.parent) if is_complete(path)]
         needed = min([step // self.length for step in whole], default=number)
         for path, (its_number, _) in round_files(self.folder).items():
