@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: play quick test unit check format bench clean
+.PHONY: play quick test unit check format bench evidence clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,10 @@ format: $(VENV)/.installed
 
 bench: $(VENV)/.installed  ## seconds per step of each route, relative to data and to TRL
 	$(BIN)/python benchmarks/steps.py
+
+evidence: $(VENV)/.installed  ## the study behind docs/evidence.md: what is missing of it, hours on one thread
+	$(BIN)/python benchmarks/evidence/run.py
+	$(BIN)/python benchmarks/evidence/analyse.py
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
