@@ -83,6 +83,7 @@ def gap_at_equal_kl(one: Curve, other: Curve, weights: Floats, shares: Sequence[
     Paired: both runs are read on the same resample of prompts, at the level that this resample gives, so that no resample is
     left out for not reaching a level.
     """
+    one, other = aligned(one, other)
     top = common_kl(one, other, weights)
     mine, others = one.means(weights), other.means(weights)
     return np.mean([read_at(*mine, share * top) - read_at(*others, share * top) for share in shares], axis=0)
@@ -124,7 +125,7 @@ def compared(
     per_seed = {}
     for seed in seeds:
         weights = resamples(runs[seed].reward.shape[1], seed)
-        per_seed[seed] = interval(measure(*aligned(runs[seed], others[seed]), weights))
+        per_seed[seed] = interval(measure(runs[seed], others[seed], weights))
     return {
         "seeds": per_seed,
         "over_seeds": over_seeds([one["mean"] for one in per_seed.values()]),

@@ -87,7 +87,6 @@ def run(spec: Run, start: Start) -> Row:
     folder = Path(tempfile.mkdtemp(prefix="sail-evidence-"))
     options = {
         **ALIGN,
-        "max_steps": max(spec.steps, 1),
         "per_device_train_batch_size": ROWS,
         "seed": spec.seed,
         "eval_strategy": "no",
@@ -100,6 +99,7 @@ def run(spec: Run, start: Start) -> Row:
         "logging_steps": 25,
         "output_dir": str(folder),
         **spec.options,
+        "max_steps": max(spec.steps, 1),
     }
     try:
         trainer = SAILTrainer(
