@@ -22,6 +22,12 @@ class Oracle(ABC):
 
     name: str
     may_abstain: bool
+    symmetric: bool = False
+    """Whether swapping a pair gives 1 - p by construction."""
+
+    def settings(self) -> dict[str, Any]:
+        """What its answers depend on, JSON-able and without secrets: the key of its answers in a ledger."""
+        return {"name": self.name}
 
     @abstractmethod
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
@@ -30,6 +36,8 @@ class Oracle(ABC):
 
 class ScoringOracle(Oracle):
     """An oracle that can also score a single response; its preference is Bradley-Terry on the scores."""
+
+    symmetric = True
 
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
