@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from sail.build_oracle import make_oracle
 from sail.config import RunConfig, resolved_yaml
 from sail.data.encode import (
     EncodedDataset,
@@ -27,7 +28,6 @@ from sail.data.sources import load_rows, load_sft_rows
 from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.generation import SamplingSettings, TransformersGenerator
-from sail.oracles import Oracle, as_oracle, load_callable
 from sail.results import (
     RESULTS,
     audit_run,
@@ -84,14 +84,6 @@ def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:
             f"The {what} {name!r} could not be loaded: {first_line} Give a folder that save_pretrained wrote, or a hub name "
             "that this machine can reach."
         ) from error
-
-
-def make_oracle(config: RunConfig) -> Oracle | None:
-    """The oracle of the run, or None."""
-    if config.oracle is None:
-        return None
-    name = Path(config.oracle.path).name
-    return as_oracle(load_callable(config.oracle.path), temperature=config.oracle.temperature, name=name)
 
 
 def make_datasets(
