@@ -1,8 +1,8 @@
 """The ledger: one SQLite file that holds every call an oracle was asked and every answer it gave.
 
-It is the cache (an answered call is never sent again, by any run that points at the same file), the audit, and the resume: the intent
-of a call is committed before it is sent and its answer when it arrives, so that a kill at any moment loses no committed answer
-and leaves at most as many open intents as calls were in flight: those may have been paid for.
+It is the cache (an answered call is never sent again, by any run that points at the same file), the audit, and the resume: the
+intent of a call is committed before it is sent and its answer when it arrives, so that a kill at any moment loses no committed
+answer and leaves at most as many open intents as calls were in flight: those may have been paid for.
 """
 
 from __future__ import annotations
@@ -12,44 +12,24 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sail.errors import OracleError
+from sail.oracles.ledger_file import VERSION, open_file, transaction
+from sail.oracles.ledger_reading import Filter, read_rows, read_summary
 from sail.types import Prompt
 
-LEDGER = "ledger.sqlite"
-VERSION = 1
+__all__ = ["LEDGER", "VERSION", "Answer", "Call", "Filter", "Ledger", "Spent", "hash_of"]
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS oracles (
-    id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, name TEXT NOT NULL, settings TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS comparisons (
-    id INTEGER PRIMARY KEY, hash TEXT NOT NULL UNIQUE, prompt TEXT NOT NULL, first TEXT NOT NULL, second TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS calls (
-    id INTEGER PRIMARY KEY,
-    comparison INTEGER NOT NULL REFERENCES comparisons(id),
-    oracle INTEGER NOT NULL REFERENCES oracles(id),
-    run TEXT NOT NULL,
-    step INTEGER,
-    state TEXT NOT NULL CHECK (state IN ('sent', 'answered', 'failed')),
-    asked_at REAL NOT NULL,
-    seconds REAL,
-    probability REAL CHECK (probability BETWEEN 0 AND 1),
-    reason TEXT,
-    raw TEXT,
-    tokens_in INTEGER NOT NULL DEFAULT 0,
-    tokens_out INTEGER NOT NULL DEFAULT 0,
-    cost REAL NOT NULL DEFAULT 0
-);
-CREATE UNIQUE INDEX IF NOT EXISTS one_answer ON calls (comparison, oracle) WHERE state = 'answered';
-CREATE INDEX IF NOT EXISTS calls_of_run ON calls (run, state);
-"""
+LEDGER = "ledger.sqlite"
+_ANSWER = "SELECT probability, reason, raw, tokens_in, tokens_out, cost, seconds FROM calls"
+_HAS_ANSWER = "state IN ('answered', 'remembered')"
 
 
 @dataclass(frozen=True)
@@ -84,11 +64,21 @@ class Answer:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run has spent: calls sent (answered, failed, or in flight when it was killed), tokens, money."""
+    """What a run has spent: calls sent (answered, failed, or in flight when it was killed), tokens, money.
+
+    open: calls sent and not settled, each counted as the dearest one so far where a cap is checked. found: pairs answered from
+    the ledger. remembered: answers kept for an oracle that makes no paid calls of its own.
+    """
 
     calls: int = 0
     tokens: int = 0
     cost: float = 0.0
+    open: int = 0
+    failed: int = 0
+    found: int = 0
+    remembered: int = 0
+    dearest_tokens: int = 0
+    dearest_cost: float = 0.0
 
 
 def hash_of(value: Any) -> str:
@@ -98,148 +88,118 @@ def hash_of(value: Any) -> str:
 
 
 class Ledger:
-    """The calls of one or several runs. Safe to use from several threads; several processes may share the file."""
+    """The calls of one or several runs. Safe to use from several threads; several processes of one machine may share the file."""
 
     def __init__(self, path: Path | str, *, run: str = "") -> None:
-        """Open or make the file at `path` (":memory:" keeps nothing). `run` names who asks, for its caps."""
+        """Open or make the file at `path` (":memory:" keeps nothing); OracleError if it cannot be. `run`: who asks, for its caps."""
         self.path, self.run = path, run
         self.step: int | None = None
-        self._lock = threading.Lock()
-        try:
-            if path != ":memory:":
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            # With a write-ahead log a committed transaction survives the death of the process; only power loss may cost the last ones.
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version not in (0, VERSION):
-                raise OracleError(
-                    f"The ledger {path} has version {version}, and this sail writes version {VERSION}. Use the sail that wrote it, "
-                    "or another file."
-                )
-            self._db.executescript(_SCHEMA)
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
-        except sqlite3.Error as error:
-            raise OracleError(
-                f"The ledger {path} cannot be opened: {error}. Check the path, or point oracle.ledger elsewhere."
-            ) from error
+        """The optimiser step that asks, for the audit; set by the trainer."""
+        self._lock = threading.RLock()
+        self._db = open_file(path)
 
     # ---- one call
 
     def oracle(self, name: str, settings: dict[str, Any]) -> int:
         """The id of the oracle with these settings; it is entered when it is new."""
-        with self._lock:
+        key, text = hash_of(settings), json.dumps(settings, ensure_ascii=False, sort_keys=True)
+        with self._guarded(), transaction(self._db):
             self._db.execute(
                 "INSERT OR IGNORE INTO oracles (hash, name, settings) VALUES (?, ?, ?)",
-                (hash_of(settings), name, json.dumps(settings, ensure_ascii=False, sort_keys=True)),
+                (key, _storable(name), _storable(text)),
             )
-            return int(
-                self._db.execute("SELECT id FROM oracles WHERE hash = ?", (hash_of(settings),)).fetchone()[0]
-            )
+            return int(self._one("SELECT id FROM oracles WHERE hash = ?", key)[0])
 
     def find(self, oracle: int, call: Call) -> Answer | None:
         """The answer that this oracle once gave to this call, or None."""
-        with self._lock:
+        with self._guarded():
             row = self._db.execute(
-                "SELECT probability, reason, raw, tokens_in, tokens_out, cost, seconds FROM calls JOIN comparisons "
-                "ON comparisons.id = comparison WHERE oracle = ? AND state = 'answered' AND comparisons.hash = ?",
+                f"{_ANSWER} JOIN comparisons ON comparisons.id = comparison WHERE oracle = ? AND {_HAS_ANSWER} "
+                "AND comparisons.hash = ?",
                 (oracle, call.key),
             ).fetchone()
         return None if row is None else Answer(*row)
 
-    def intend(self, oracle: int, call: Call) -> int:
-        """Commit that the call is about to be sent; returns its id."""
-        with self._lock, self._transaction():
-            self._db.execute(
-                "INSERT OR IGNORE INTO comparisons (hash, prompt, first, second) VALUES (?, ?, ?, ?)",
-                (
-                    call.key,
-                    json.dumps(call.prompt, ensure_ascii=False),
-                    _storable(call.first),
-                    _storable(call.second),
-                ),
-            )
-            comparison = self._db.execute(
-                "SELECT id FROM comparisons WHERE hash = ?", (call.key,)
-            ).fetchone()[0]
-            made = self._db.execute(
-                "INSERT INTO calls (comparison, oracle, run, step, state, asked_at) VALUES (?, ?, ?, ?, 'sent', ?)",
-                (comparison, oracle, self.run, self.step, time.time()),
-            )
-            return int(made.lastrowid or 0)
+    def intend(self, oracle: int, call: Call, admit: Callable[[Spent], None] | None = None) -> int:
+        """Commit that the call is about to be sent; returns its id.
 
-    def settle(self, call_id: int, answer: Answer, *, failed: bool = False) -> None:
-        """Commit what came of a call. A failed one (no reply, or none worth keeping) is asked again when it is met again."""
-        state = "failed" if failed else "answered"
-        with self._lock:
-            try:
-                self._db.execute(
-                    "UPDATE calls SET state = ?, probability = ?, reason = ?, raw = ?, tokens_in = ?, tokens_out = ?, cost = ?, "
-                    "seconds = ? WHERE id = ?",
-                    (
-                        state,
-                        answer.probability,
-                        answer.reason,
-                        None if answer.raw is None else _storable(answer.raw),
-                        answer.tokens_in,
-                        answer.tokens_out,
-                        answer.cost,
-                        answer.seconds,
-                        call_id,
-                    ),
-                )
-            except sqlite3.IntegrityError:
-                # Another run asked the same at the same time and was first: its answer stands, what this one cost is still counted.
-                self._db.execute(
-                    "UPDATE calls SET state = 'failed', reason = 'answered twice at once', tokens_in = ?, tokens_out = ?, "
-                    "cost = ?, seconds = ? WHERE id = ?",
-                    (answer.tokens_in, answer.tokens_out, answer.cost, answer.seconds, call_id),
-                )
+        `admit` sees what the run has spent with this oracle and may raise: then nothing is written. It is part of the same
+        transaction, so that several processes together stay within a cap.
+        """
+        with self._guarded(), transaction(self._db):
+            if admit is not None:
+                admit(self._spent("run = ? AND oracle = ?", self.run, oracle))
+            call_id = self._insert(oracle, call, "sent", Answer(None))
+            self._add(oracle, calls=1, open=1)
+            return call_id
+
+    def settle(self, call_id: int, answer: Answer, *, failed: bool = False) -> Answer:
+        """Commit what came of a call; returns the answer that stands. A failed one (no reply, or none worth keeping) is asked
+        again when it is met again."""
+        with self._guarded(), transaction(self._db):
+            run, oracle, comparison = self._one(
+                "SELECT run, oracle, comparison FROM calls WHERE id = ?", call_id
+            )
+            first = None if failed else self._standing(oracle, comparison)
+            if first is not None:
+                # Another process asked the same at the same time and was first: its answer stands; what this one cost is counted.
+                failed, answer = True, replace(answer, probability=None, reason="answered twice at once")
+            self._db.execute(
+                "UPDATE calls SET state = ?, probability = ?, reason = ?, raw = ?, tokens_in = ?, tokens_out = ?, cost = ?, "
+                "seconds = ? WHERE id = ?",
+                ("failed" if failed else "answered", *_columns(answer), call_id),
+            )
+            tokens = answer.tokens_in + answer.tokens_out
+            self._db.execute(
+                "UPDATE totals SET open = open - 1, failed = failed + ?, tokens = tokens + ?, cost = cost + ?, "
+                "dearest_tokens = max(dearest_tokens, ?), dearest_cost = max(dearest_cost, ?) WHERE run = ? AND oracle = ?",
+                (int(failed), tokens, answer.cost, tokens, answer.cost, run, oracle),
+            )
+            return first or answer
+
+    def remember(self, oracle: int, answered: Sequence[tuple[Call, Answer]]) -> None:
+        """Commit answers that cost no call of their own, all of them or none; one that is there already stands."""
+        with self._guarded(), transaction(self._db):
+            new = 0
+            for call, answer in answered:
+                comparison = self._comparison(call)
+                if self._standing(oracle, comparison) is None:
+                    self._insert(oracle, call, "remembered", answer)
+                    new += 1
+            self._add(oracle, remembered=new)
+
+    def note_found(self, oracle: int, count: int) -> None:
+        """Count pairs that were answered from the ledger."""
+        with self._guarded(), transaction(self._db):
+            self._add(oracle, found=count)
 
     # ---- the whole
 
-    def spent(self) -> Spent:
-        """What this run has spent so far, in this and in earlier processes."""
-        with self._lock:
-            row = self._db.execute(
-                "SELECT count(*), coalesce(sum(tokens_in + tokens_out), 0), coalesce(sum(cost), 0) FROM calls WHERE run = ?",
-                (self.run,),
-            ).fetchone()
-        return Spent(*row)
+    def spent(self, oracle: int | None = None) -> Spent:
+        """What this run has spent so far, in all its processes and resumes; with one oracle, or with all."""
+        with self._guarded():
+            if oracle is None:
+                return self._spent("run = ?", self.run)
+            return self._spent("run = ? AND oracle = ?", self.run, oracle)
+
+    def retire(self) -> None:
+        """Begin anew under this run's name: what was spent under it is kept under another name and counts for no cap."""
+        aside = f"{self.run} until {datetime.now().isoformat(timespec='microseconds')}"
+        with self._guarded(), transaction(self._db):
+            for table in ("calls", "totals"):
+                self._db.execute(f"UPDATE {table} SET run = ? WHERE run = ?", (aside, self.run))
 
     def possibly_paid(self) -> list[dict[str, Any]]:
         """Calls that were sent and never settled: in flight when a run was killed (or, while one is running, right now)."""
         return list(self.rows(state="sent"))
 
     def rows(self, **where: Any) -> Iterator[dict[str, Any]]:
-        """Every call as a dict, in the order of asking; `where` filters by state, run, step or oracle (its name)."""
-        columns = {"state": "calls.state", "run": "calls.run", "step": "calls.step", "oracle": "oracles.name"}
-        clauses = " AND ".join(f"{columns[name]} = ?" for name in where) or "1"
-        with self._lock:
-            found = self._db.execute(
-                "SELECT calls.id, oracles.name, oracles.hash, run, step, state, asked_at, seconds, probability, reason, raw, tokens_in, "
-                "tokens_out, cost, prompt, first, second, comparisons.hash FROM calls JOIN comparisons ON comparisons.id = comparison "
-                f"JOIN oracles ON oracles.id = oracle WHERE {clauses} ORDER BY calls.id",
-                tuple(where.values()),
-            ).fetchall()
-        names = (
-            "id",
-            "oracle",
-            "oracle_hash",
-            "run",
-            "step",
-            "state",
-            "asked_at",
-            "seconds",
-            "probability",
-            "reason",
-            "raw",
-        )
-        names += ("tokens_in", "tokens_out", "cost", "prompt", "first", "second", "hash")
-        for row in found:
-            one = dict(zip(names, row, strict=True))
-            yield {**one, "prompt": json.loads(one["prompt"])}
+        """Every call as a dict, in the order of asking; `where` are the fields of Filter: state, run, oracle, step, ..."""
+        return read_rows(self._all, Filter(**where))
+
+    def summary(self, **where: Any) -> list[dict[str, Any]]:
+        """The sums of each oracle's calls; `where` as in `rows`."""
+        return read_summary(self._all, Filter(**where))
 
     def close(self) -> None:
         """Close the file; what was committed is in it."""
@@ -254,23 +214,76 @@ class Ledger:
     ) -> None:
         self.close()
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._db)
+    # ---- inside a transaction
+
+    def _comparison(self, call: Call) -> int:
+        prompt = json.dumps(call.prompt, ensure_ascii=False)
+        texts = (call.key, _storable(prompt), _storable(call.first), _storable(call.second))
+        self._db.execute(
+            "INSERT OR IGNORE INTO comparisons (hash, prompt, first, second) VALUES (?, ?, ?, ?)", texts
+        )
+        return int(self._one("SELECT id FROM comparisons WHERE hash = ?", call.key)[0])
+
+    def _insert(self, oracle: int, call: Call, state: str, answer: Answer) -> int:
+        made = self._db.execute(
+            "INSERT INTO calls (comparison, oracle, run, step, state, asked_at, probability, reason, raw, tokens_in, tokens_out, "
+            "cost, seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (self._comparison(call), oracle, self.run, self.step, state, time.time(), *_columns(answer)),
+        )
+        return int(made.lastrowid or 0)
+
+    def _standing(self, oracle: int, comparison: int) -> Answer | None:
+        row = self._db.execute(
+            f"{_ANSWER} WHERE comparison = ? AND oracle = ? AND {_HAS_ANSWER}",
+            (comparison, oracle),
+        ).fetchone()
+        return None if row is None else Answer(*row)
+
+    def _add(self, oracle: int, **counts: int) -> None:
+        names, marks = ", ".join(counts), ", ".join("?" for _ in counts)
+        grown = ", ".join(f"{name} = {name} + excluded.{name}" for name in counts)
+        self._db.execute(
+            f"INSERT INTO totals (run, oracle, {names}) VALUES (?, ?, {marks}) ON CONFLICT (run, oracle) DO UPDATE SET {grown}",
+            (self.run, oracle, *counts.values()),
+        )
+
+    def _spent(self, clause: str, *values: Any) -> Spent:
+        sums = ("calls", "tokens", "cost", "open", "failed", "found", "remembered")
+        columns = [f"coalesce(sum({name}), 0)" for name in sums]
+        columns += [f"coalesce(max({name}), 0)" for name in ("dearest_tokens", "dearest_cost")]
+        return Spent(*self._one(f"SELECT {', '.join(columns)} FROM totals WHERE {clause}", *values))
+
+    def _one(self, query: str, *values: Any) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = self._db.execute(query, values).fetchone()
+        return found
+
+    def _all(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        with self._guarded():
+            return self._db.execute(query, values).fetchall()
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """One thread at a time; SQLite's errors in words."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise OracleError(
+                    f"The ledger {self.path} cannot be read or written: {error}. What was committed is in it; see that the "
+                    "disk has room and the file is whole (sqlite3 FILE 'PRAGMA integrity_check'), then resume."
+                ) from error
 
 
-class _Transaction:
-    """BEGIN IMMEDIATE ... COMMIT, rolled back on an error."""
-
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self.db = db
-
-    def __enter__(self) -> None:
-        self.db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.db.execute("COMMIT" if kind is None else "ROLLBACK")
+def _columns(answer: Answer) -> tuple[Any, ...]:
+    return (
+        answer.probability,
+        None if answer.reason is None else _storable(answer.reason),
+        None if answer.raw is None else _storable(answer.raw),
+        answer.tokens_in,
+        answer.tokens_out,
+        answer.cost,
+        answer.seconds,
+    )
 
 
 def _storable(text: str) -> str:
