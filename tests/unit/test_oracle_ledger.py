@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -135,7 +136,9 @@ def test_rows_are_filtered() -> None:
     one, two = ledger.oracle("one", {"n": 1}), ledger.oracle("two", {"n": 2})
     for step in range(4):
         ledger.step = step
-        answered(ledger, one, Call(f"p{step}", "x", "y"), Answer(None if step == 1 else 1.0, raw=f"Raw {step}"))
+        answered(
+            ledger, one, Call(f"p{step}", "x", "y"), Answer(None if step == 1 else 1.0, raw=f"Raw {step}")
+        )
     ledger.settle(ledger.intend(two, Call("P9", "x", "y")), Answer(None, "HTTP 500"), failed=True)
 
     def prompts(**where: object) -> list[str]:
@@ -200,7 +203,9 @@ def test_a_damaged_file_is_said_to_be_one(tmp_path: Path) -> None:
         ledger.remember(oracle, [(Call(str(n), "x" * 50, "y"), Answer(1.0)) for n in range(500)])
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + os.urandom(len(whole) - 4096))
-    with pytest.raises(OracleError, match=r"cannot be (read or written|opened): .*(malformed|not a database|disk image)"):
+    with pytest.raises(
+        OracleError, match=r"cannot be (read or written|opened): .*(malformed|not a database|disk image)"
+    ):
         list(Ledger(path).rows())
 
 
@@ -227,16 +232,18 @@ def start(path: Path, *arguments: object) -> subprocess.Popen[str]:
 
 
 def test_processes_that_begin_at_once_share_a_file_and_its_caps(tmp_path: Path) -> None:
-    """Four processes, each with rows of its own and ten of all; together exactly the 60 calls of the cap."""
+    """Four processes, each with rows of its own; together exactly the 500 calls of the cap."""
     path = tmp_path / "l.sqlite"
-    askers = [start(path, "--rows", 20, "--first", 20 * n, "--calls", 60, "--seconds", 0.002) for n in range(4)]
+    askers = [
+        start(path, "--rows", 150, "--first", 150 * n, "--calls", 500, "--seconds", 0) for n in range(4)
+    ]
     for asker in askers:
         asker.communicate(timeout=60)
         assert asker.returncode == 0
     with Ledger(path, run="r") as ledger:
-        assert ledger.spent().calls == 60
+        assert ledger.spent().calls == 500
         assert ledger.spent().open == 0
-        assert Counter(row["state"] for row in ledger.rows()) == {"answered": 60}
+        assert Counter(row["state"] for row in ledger.rows()) == {"answered": 500}
 
 
 def test_kills_at_random_moments_lose_no_answer_and_pay_none_twice(tmp_path: Path) -> None:
@@ -274,3 +281,19 @@ def test_kills_at_random_moments_lose_no_answer_and_pay_none_twice(tmp_path: Pat
     assert set(calls) == {f"p{row}" for row in range(rows)}
     # What the server saw more than once was in flight at a kill: never an answer that had been committed.
     assert sum(calls.values()) <= rows + open_calls
+
+
+def test_nobody_else_is_admitted_between_the_look_at_what_is_spent_and_the_intent(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with Ledger(path) as mine, Ledger(path) as theirs:
+        oracle = mine.oracle("f", {})
+        other = threading.Thread(target=lambda: theirs.intend(oracle, Call("other", "x", "y")))
+
+        def admit(spent: Spent) -> None:
+            other.start()
+            other.join(0.2)
+            assert other.is_alive()
+
+        mine.intend(oracle, CALL, admit)
+        other.join(10)
+        assert [row["prompt"] for row in mine.rows()] == ["a question", "other"]

@@ -112,9 +112,12 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _check(db: sqlite3.Connection, path: Path | str) -> None:
-    application, version = (
-        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-    )
+    # One moment of the file: another process may be making its tables right now.
+    db.execute("BEGIN")
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    db.execute("COMMIT")
     if application == APPLICATION and version == VERSION:
         return
     if application == APPLICATION:
@@ -122,7 +125,7 @@ def _check(db: sqlite3.Connection, path: Path | str) -> None:
             f"The ledger {path} has version {version}, and this sail reads and writes version {VERSION}. Use the sail that wrote "
             "it, or another file."
         )
-    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+    if tables:
         raise OracleError(
             f"{path} is a SQLite file of another program. It is left as it is; point oracle.ledger elsewhere."
         )
