@@ -1,6 +1,6 @@
 """Who prefers. Every oracle speaks one currency: the probability that the first response wins, or an abstention."""
 
-from sail.oracles.base import Oracle, ScoringOracle, ask
+from sail.oracles.base import Oracle, ScoringOracle, ask, without_people
 from sail.oracles.function import PreferenceFunction, RewardFunction, as_oracle, load_callable
 from sail.oracles.policy import ImplicitReward
 
@@ -13,4 +13,5 @@ __all__ = [
     "as_oracle",
     "ask",
     "load_callable",
+    "without_people",
 ]

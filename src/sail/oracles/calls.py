@@ -50,6 +50,13 @@ class Patience:
     """Rows lost one after the other until the run is stopped: the oracle is not there."""
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A call without an answer; it is asked again when it is met again."""
+
+    reason: str
+
+
 class CallOracle(Oracle):
     """One external call per ordered pair. A subclass has `send` and `settings`; everything that must not be lost is done here."""
 
@@ -98,8 +105,9 @@ class CallOracle(Oracle):
         if answers:
             self.ledger.note_found(self._oracle_id, len(answers))
         asked = [key for key in different if key not in answers]
-        answers.update(zip(asked, self._ask_all([different[key] for key in asked]), strict=True))
-        return [Preference(answers[call.key].probability, answers[call.key].reason) for call in calls]
+        given: dict[str, Answer | Lost] = {**answers}
+        given.update(zip(asked, self._ask_all([different[key] for key in asked]), strict=True))
+        return [_preference(given[call.key]) for call in calls]
 
     def settings(self) -> dict[str, Any]:
         """What its answers depend on, JSON-able and without secrets: the key of its answers in a ledger."""
@@ -107,12 +115,12 @@ class CallOracle(Oracle):
 
     # ---- a batch
 
-    def _ask_all(self, calls: Sequence[Call]) -> list[Answer]:
+    def _ask_all(self, calls: Sequence[Call]) -> list[Answer | Lost]:
         """All at once, as far as the concurrency goes. The first error stops the batch: nothing more is sent, calls in flight are
         waited for and settled."""
         stop = threading.Event()
 
-        def one(call: Call) -> Answer:
+        def one(call: Call) -> Answer | Lost:
             try:
                 return self._answer(call, stop)
             except BaseException:
@@ -136,7 +144,7 @@ class CallOracle(Oracle):
 
     # ---- one call
 
-    def _answer(self, call: Call, stop: threading.Event) -> Answer:
+    def _answer(self, call: Call, stop: threading.Event) -> Answer | Lost:
         """The answer to a call that the ledger does not hold; raises OracleError where the run must stop."""
         reason, wait = "no attempt was made", 0.0
         for attempt in range(self.patience.attempts):
@@ -157,7 +165,7 @@ class CallOracle(Oracle):
                 reason = _unexpected(error)
                 break
         self._count_lost(reason)
-        return Answer(None, f"no answer: {reason}")
+        return Lost(f"no answer: {reason}")
 
     def _attempt(self, call: Call, stop: threading.Event) -> Answer:
         """One admitted attempt, in the ledger whatever comes of it; one that is interrupted stays there as possibly paid."""
@@ -206,7 +214,7 @@ class CallOracle(Oracle):
         if stop.is_set():
             raise Stopped
 
-    def _at_cap(self, reached: CapReached) -> Answer:
+    def _at_cap(self, reached: CapReached) -> Lost:
         told = f"oracle {self.name}: {reached}"
         if self.caps.at_cap == "stop":
             raise OracleError(
@@ -217,7 +225,7 @@ class CallOracle(Oracle):
             first, self._told_cap = not self._told_cap, True
         if first:
             _log.warning("sail: %s; further pairs abstain.", told)
-        return Answer(None, str(reached))
+        return Lost(str(reached))
 
     def _count_lost(self, reason: str) -> None:
         with self._lock:
@@ -228,6 +236,12 @@ class CallOracle(Oracle):
                 f"Oracle {self.name} has not answered {lost} rows in a row (the last reason: {reason}). Every answer so far is "
                 f"in the ledger ({self.ledger.path}). See that it can be reached, then resume."
             )
+
+
+def _preference(answer: Answer | Lost) -> Preference:
+    if isinstance(answer, Lost):
+        return Preference(None, answer.reason, passing=True)
+    return Preference(answer.probability, answer.reason)
 
 
 def _checked(answer: Answer) -> Answer:

@@ -91,7 +91,7 @@ class Ledger:
     """The calls of one or several runs. Safe to use from several threads; several processes of one machine may share the file."""
 
     def __init__(self, path: Path | str, *, run: str = "") -> None:
-        """Open or make the file at `path` (":memory:" keeps nothing); OracleError if it cannot be. `run`: who asks, for its caps."""
+        """Open or make the file at `path` (":memory:" keeps nothing). `run`: who asks, for its caps. Raises OracleError."""
         self.path, self.run = path, run
         self.step: int | None = None
         """The optimiser step that asks, for the audit; set by the trainer."""
