@@ -5,7 +5,7 @@ Two forms, told apart by the number of their arguments:
     prefers(prompts, first, second) -> list[float | None]        p directly; None abstains
 
 A callable that raises is asked again row by row, and a row for which it raises again abstains. It is an error of the run, naming
-the rows, when it has raised for every row so far, or for MOST_IN_A_ROW rows in a row: then it is the callable that is ill, not the
+the rows, when it has raised for every row so far, or for MOST_IN_A_ROW rows in a row: then the callable is ill, not the
 rows. What is returned in a wrong form (too few values, a NaN, a probability of 2) is always an error: such a callable is wrong.
 """
 
