@@ -14,93 +14,14 @@ from pydantic import BaseModel, Discriminator, Field, Tag, create_model, field_v
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sail.commands.wording import did_you_mean, shown
+from sail.oracle_wraps import KEYED_WRAPS, CapsConfig, LedgerFile, PairCapsConfig, Wraps, wrap_tag
 from sail.section import Section
 
 RUBRICS = ("helpfulness", "safety")
 """The judge's prompts that come with sail; any other rubric is the path of a file."""
 
 
-# ---- wrappers
-
-
-class CapsConfig(Section):
-    """What may be spent, over all processes and resumes of a run; null is no limit."""
-
-    calls: int | None = Field(default=None, ge=0, description="Calls, every attempt counted.")
-    tokens: int | None = Field(default=None, ge=0, description="Tokens, in and out together.")
-    cost: float | None = Field(default=None, ge=0, description="Money, in the currency of prices.")
-    at_cap: Literal["abstain", "stop"] = Field(
-        default="abstain",
-        description="At a cap: further pairs abstain and the run goes on (abstain), or the run stops (stop).",
-    )
-
-
-class PairCapsConfig(Section):
-    """What a budget around any oracle allows."""
-
-    calls: int = Field(ge=0, description="Pairs that may be asked; a pair that is in the ledger is free.")
-    at_cap: Literal["abstain", "stop"] = Field(
-        default="abstain", description="At the cap: further pairs abstain, or the run stops."
-    )
-
-
-class NoiseWrap(Section):
-    """Flips verdicts, for studies of robustness."""
-
-    noise: float = Field(
-        ge=0, le=1, description="Probability that a pair's verdict is flipped: p becomes 1 - p."
-    )
-    seed: int = Field(default=0, description="Another seed flips other pairs.")
-
-
-class BudgetWrap(Section):
-    """A cap on the pairs that are asked."""
-
-    budget: PairCapsConfig = Field(description="The cap.")
-
-
-_PLAIN_WRAPS = ("both_orders", "one_order", "remember")
-_KEYED_WRAPS: dict[str, type[Section]] = {"noise": NoiseWrap, "budget": BudgetWrap}
-WRAPS = (*_PLAIN_WRAPS, *_KEYED_WRAPS)
-
-
-def _wrap_tag(value: Any) -> str | None:
-    """Which wrapper an entry of `wrap` is."""
-    if isinstance(value, str):
-        return "plain" if value in _PLAIN_WRAPS else None
-    if isinstance(value, Mapping):
-        return next((name for name in _KEYED_WRAPS if name in value), None)
-    return next((name for name, kind in _KEYED_WRAPS.items() if isinstance(value, kind)), None)
-
-
-Wrap = Annotated[
-    Annotated[Literal["both_orders", "one_order", "remember"], Tag("plain")]
-    | Annotated[NoiseWrap, Tag("noise")]
-    | Annotated[BudgetWrap, Tag("budget")],
-    Discriminator(
-        _wrap_tag,
-        custom_error_type="wrap",
-        custom_error_message="is one of both_orders, one_order, remember, {noise: 0.1}, {budget: {calls: 1000}}",
-    ),
-]
-
-
 # ---- kinds
-
-
-Wraps = Annotated[
-    tuple[Wrap, ...],
-    Field(
-        description="Around the oracle, from the inside outwards: both_orders, one_order, remember, {noise: 0.1}, "
-        "{budget: {calls: 1000}}."
-    ),
-]
-LedgerFile = Annotated[
-    str | None,
-    Field(
-        description="SQLite file of every call and answer; null = ledger.sqlite in the run folder, where one is needed."
-    ),
-]
 
 
 class FunctionOracle(Section):
@@ -196,6 +117,12 @@ class JudgeOracle(Section):
     concurrency: int = Field(default=8, gt=0, description="Calls in flight at once, per process.")
     timeout: float = Field(default=60.0, gt=0, description="Seconds until a call is given up.")
     attempts: int = Field(default=4, gt=0, description="Attempts per pair until it abstains.")
+    score_temperature: float = Field(
+        default=1.0, gt=0, description="In mode single: the difference of scores that gives odds of e to 1."
+    )
+    extra: dict[str, Any] = Field(
+        default={}, description="More fields for the request, such as {seed: 1}; null takes a field away."
+    )
     prices: PricesConfig | None = Field(
         default=None, description="{in: 0.15, out: 0.6}: money per million tokens; caps.cost needs it."
     )
@@ -247,14 +174,16 @@ class PeopleOracle(Section):
     kind: Literal["people"] = Field(
         description="Where preferences come from: people, in front of a web page."
     )
-    deadline: float = Field(
-        default=86400.0,
+    deadline: float | None = Field(
+        default=None,
         gt=0,
-        description="Seconds that a step waits for its labels; then unanswered pairs abstain.",
+        description="Seconds that a step waits for its labels, then unanswered pairs abstain; null = until they are there.",
     )
     annotators: int = Field(default=1, gt=0, description="People who label each pair; their mean counts.")
+    question: str | None = Field(
+        default=None, min_length=1, description="Shown above each pair; null = which answer is better."
+    )
     port: int = Field(default=8765, ge=0, le=65535, description="Port of the page on this machine; 0 = any.")
-    caps: CapsConfig = Field(default=CapsConfig(), description="What the run may ask of them.")
     wrap: Wraps = ()
     ledger: LedgerFile = None
 
@@ -288,6 +217,14 @@ class CommitteeOracle(Section):
     wrap: Wraps = ()
     ledger: LedgerFile = None
 
+    @model_validator(mode="after")
+    def _one_ledger(self) -> CommitteeOracle:
+        if any(member.ledger is not None for member in self.members):
+            raise PydanticCustomError(
+                "refused", "a committee keeps one ledger. Set its own, and none for its members"
+            )
+        return self
+
 
 OracleConfig = Annotated[
     _Function | _RewardModel | _Judge | _People | Annotated[CommitteeOracle, Tag("committee")],
@@ -307,17 +244,35 @@ KIND_HELP = f"Where preferences come from: {', '.join(KINDS)}."
 _PATHS = {"function": ("path",), "reward_model": ("model", "tokenizer"), "judge": ("rubric",)}
 MAY_CHANGE = (
     *("url", "api_key_env", "concurrency", "timeout", "attempts", "prices", "caps", "ledger"),
-    *("deadline", "port", "batch_size", "device", "offload"),
+    *("deadline", "port", "batch_size", "device", "offload", "budget"),
 )
 """Keys that a run may be resumed with other values of: no answer depends on them."""
+
+
+def lasting(raw: Any) -> Any:
+    """A raw oracle section without the keys that may change from one resume to the next."""
+    if isinstance(raw, dict):
+        kept = {key: lasting(value) for key, value in raw.items() if key not in MAY_CHANGE}
+        return {
+            key: value for key, value in kept.items() if value not in (None, [], {})
+        }  # as if it were not written
+    return [lasting(one) for one in raw] if isinstance(raw, list) else raw
 
 
 # ---- what config.py asks
 
 
-def external(config: Any) -> bool:
-    """Whether its answers cost money or a person's time, so that a ledger is kept without being asked for."""
-    return any(one.kind in ("judge", "people") for one in members_of(config))
+def is_paid(config: Any) -> bool:
+    """Whether its answers cost money."""
+    return any(one.kind == "judge" for one in members_of(config))
+
+
+def keeps_ledger(config: Any) -> bool:
+    """Whether the run needs a ledger: for paid calls, for what is remembered, or because a file was named."""
+    sections = [config, *members_of(config)]
+    names = {wrap if isinstance(wrap, str) else wrap_tag(wrap) for one in sections for wrap in one.wrap}
+    named = any(one.ledger is not None for one in sections)
+    return named or is_paid(config) or bool(names & {"remember", "budget"})
 
 
 def members_of(config: Any) -> list[Any]:
@@ -343,7 +298,7 @@ def located(item: ErrorDetails) -> tuple[ErrorDetails, dict[str, type[BaseModel]
     for part in item["loc"][1:]:
         is_union = path == ["oracle"] or isinstance(path[-1], int)
         if is_union and _dotted(path) not in classes:
-            classes[_dotted(path)] = KINDS.get(str(part)) or _KEYED_WRAPS.get(str(part), Section)
+            classes[_dotted(path)] = KINDS.get(str(part)) or KEYED_WRAPS.get(str(part), Section)
             continue
         path.append(part)
         if str(part) in _NESTED:

@@ -10,7 +10,7 @@ import yaml
 
 from sail.config import RunConfig, load_config, resolved_yaml
 from sail.errors import ConfigError
-from sail.oracle_config import KINDS, external
+from sail.oracle_config import KINDS, keeps_ledger, lasting
 
 HEAD = "model: org/name\ndata: {train: pairs.jsonl}\ntrain: {preset: sail-dpr}\noracle: "
 FUNCTION = "{kind: function, path: 'reward.py:reward'}"
@@ -61,13 +61,43 @@ def test_what_is_written_is_what_is_read() -> None:
     assert next(iter(written)) == "kind"
 
 
-def test_external_kinds_keep_a_ledger_of_themselves() -> None:
-    assert {kind for kind in KINDS if external(load(SECTIONS[kind]).oracle)} == {
-        "judge",
-        "people",
-        "committee",
-    }
-    assert not external(load(f"{{kind: committee, members: [{FUNCTION}, {FUNCTION}]}}").oracle)
+def test_who_keeps_a_ledger() -> None:
+    """Paid calls, what is remembered or counted, and who names a file."""
+
+    def keeps(section: str) -> bool:
+        return keeps_ledger(load(section).oracle)
+
+    assert {kind for kind in KINDS if keeps(SECTIONS[kind])} == {"judge", "people", "committee"}
+    assert not keeps("{kind: people}")
+    assert not keeps(
+        f"{{kind: committee, members: [{FUNCTION}, {FUNCTION}], wrap: [both_orders, {{noise: 0.1}}]}}"
+    )
+    assert keeps(f"{{kind: committee, members: [{FUNCTION}, {FUNCTION[:-1]}, wrap: [remember]}}]}}")
+    assert keeps(FUNCTION[:-1] + ", wrap: [{budget: {calls: 1}}]}")
+    assert keeps(FUNCTION[:-1] + ", ledger: l.sqlite}")
+
+
+def test_what_may_change_when_a_run_is_resumed() -> None:
+    def seen(section: str, *overrides: str) -> Any:
+        return lasting(yaml.safe_load(resolved_yaml(load(section, *overrides)))["oracle"])
+
+    judge = SECTIONS["judge"]
+    for change in (
+        "caps.calls=99",
+        "url=http://127.0.0.1:2/v1",
+        "concurrency=32",
+        "api_key_env=MY_KEY",
+        "ledger=x.sqlite",
+    ):
+        assert seen(judge, f"oracle.{change}") == seen(judge)
+    assert seen(judge, "oracle.wrap=[both_orders, {budget: {calls: 50}}]") == seen(judge)
+    for change in ("model=other", "temperature=1", "rubric=safety", "wrap=[both_orders]"):
+        assert seen(judge, f"oracle.{change}") != seen(judge)
+    # A run that was begun before sections had wrap and ledger.
+    assert seen(FUNCTION) == {"kind": "function", "path": "reward.py:reward", "temperature": 1.0}
+    committee = SECTIONS["committee"]
+    assert seen(committee.replace("model: small", "model: small, timeout: 7")) == seen(committee)
+    assert seen(committee.replace("model: small", "model: large")) != seen(committee)
 
 
 def test_an_override_reaches_nested_keys() -> None:
@@ -103,6 +133,10 @@ def test_an_override_reaches_nested_keys() -> None:
             "oracle.kind is one of function, reward_model, judge, people, committee; it is ['a'].",
         ),
         ("judge", "oracle must be a section of keys and values; it is 'judge'."),
+        (
+            f"{{kind: committee, members: [{FUNCTION}, {FUNCTION[:-1]}, ledger: x}}]}}",
+            "oracle: a committee keeps one ledger. Set its own",
+        ),
         (f"{{kind: committee, members: [{FUNCTION}]}}", "oracle.members needs at least 2 entries"),
         (
             f"{{kind: committee, members: [{FUNCTION}, {{kind: committee}}]}}",

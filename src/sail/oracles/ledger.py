@@ -90,13 +90,31 @@ def hash_of(value: Any) -> str:
 class Ledger:
     """The calls of one or several runs. Safe to use from several threads; several processes of one machine may share the file."""
 
-    def __init__(self, path: Path | str, *, run: str = "") -> None:
-        """Open or make the file at `path` (":memory:" keeps nothing). `run`: who asks, for its caps. Raises OracleError."""
+    def __init__(self, path: Path | str, *, run: str = "", at_once: bool = True) -> None:
+        """Open or make the file at `path` (":memory:" keeps nothing). `run`: who asks, for its caps. Raises OracleError.
+
+        With at_once = False it is opened when it is first used, or by `open`: nothing is made by a run that does not begin.
+        """
         self.path, self.run = path, run
         self.step: int | None = None
         """The optimiser step that asks, for the audit; set by the trainer."""
         self._lock = threading.RLock()
-        self._db = open_file(path)
+        self._file: sqlite3.Connection | None = None
+        if at_once:
+            self.open()
+
+    def open(self) -> None:
+        """Open or make the file, unless it is open."""
+        with self._lock:
+            if self._file is None:
+                self._file = open_file(self.path)
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._file is None:
+            self.open()
+        assert self._file is not None
+        return self._file
 
     # ---- one call
 
@@ -204,7 +222,8 @@ class Ledger:
     def close(self) -> None:
         """Close the file; what was committed is in it."""
         with self._lock:
-            self._db.close()
+            if self._file is not None:
+                self._file.close()
 
     def __enter__(self) -> Ledger:
         return self
