@@ -135,45 +135,56 @@ CASES: dict[str, Case] = {
 # --- Judge, people, reward model: where they are there ----------------------------------------------------------
 
 
-class _JudgeServer(BaseHTTPRequestHandler):
-    """Reads the two responses out of the question, and likes the one that is worth more."""
+def by_worth(question: str) -> str | None:
+    """What the scripted judge says: it reads both responses out of the question. None: the server refuses the question."""
+    if "broken" in question:
+        return None
+    if "silent" in question:
+        return "I cannot tell."
+    found = [int(number) for number in re.findall(r"worth (\d+)", question)]
+    return f"[[{'A' if found[0] > found[1] else 'B'}]]"
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        question = body["messages"][-1]["content"]
-        if "broken" in question:
-            return self.answer(400, {"error": {"message": "cannot"}})
-        found = [int(number) for number in re.findall(r"worth (\d+)", question)]
-        said = "I cannot tell." if "silent" in question else f"[[{'A' if found[0] > found[1] else 'B'}]]"
-        message = {"role": "assistant", "content": said}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        return self.answer(200, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
 
-    def answer(self, status: int, value: Any) -> None:
-        text = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
+@contextmanager
+def judge_server(say: Callable[[str], str | None]) -> Iterator[str]:
+    """The address of an OpenAI-compatible server on loopback that answers with `say(question)`."""
 
-    def log_message(self, *args: Any) -> None:
-        """Quiet."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            said = say(body["messages"][-1]["content"])
+            choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+            usage = {"prompt_tokens": 9, "completion_tokens": 2}
+            value = {"error": {"message": "no"}} if said is None else {"choices": [choice], "usage": usage}
+            text = json.dumps(value).encode()
+            self.send_response(400 if said is None else 200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *args: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager
 def judge(folder: Path) -> Iterator[Oracle]:
     from sail.oracles.judge import Judge
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _JudgeServer)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    oracle = Judge(f"http://127.0.0.1:{server.server_port}/v1", "scripted", patience=ONCE, concurrency=4)
-    try:
-        yield BothOrders(oracle)
-    finally:
-        oracle.close()
-        server.shutdown()
-        server.server_close()
+    with judge_server(by_worth) as url:
+        oracle = Judge(url, "scripted", patience=ONCE, concurrency=4)
+        try:
+            yield BothOrders(oracle)
+        finally:
+            oracle.close()
 
 
 @contextmanager
