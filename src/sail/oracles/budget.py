@@ -44,6 +44,7 @@ class Budget:
         self.caps = caps
         self.reached: str | None = None
         """The cap that has refused a call, in words."""
+        self._limited = (caps.calls, caps.tokens, caps.cost) != (None, None, None)
         self._in_flight = 0
         self._changed = threading.Condition()
 
@@ -55,7 +56,7 @@ class Budget:
         with self._changed:
             while not stop.is_set():
                 try:
-                    call_id = ledger.intend(oracle, call, self._admit)
+                    call_id = ledger.intend(oracle, call, self._admit if self._limited else None)
                 except _NotNow as cap:
                     if self._in_flight == 0:
                         self._reach(str(cap))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -40,7 +41,7 @@ class Call:
     first: str
     second: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """sha256 (hex) of prompt and both texts in this order: the same in every process and on every machine."""
         return hash_of([self.prompt, self.first, self.second])
