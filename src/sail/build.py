@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from sail.build_oracle import TellStep, begin_ledger, make_ledger, make_oracle, oracle_results
+from sail.build_oracle import TellStep, ask_once, begin_ledger, make_ledger, make_oracle, oracle_results
 from sail.config import RunConfig, resolved_yaml
 from sail.data.encode import (
     EncodedDataset,
@@ -28,8 +28,6 @@ from sail.data.sources import load_rows, load_sft_rows
 from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.generation import SamplingSettings, TransformersGenerator
-from sail.oracle_config import is_paid
-from sail.oracles import without_people
 from sail.oracles.ledger import Ledger
 from sail.results import (
     RESULTS,
@@ -44,7 +42,6 @@ from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
 from sail.training.cost import expected_cost
 from sail.training.progress import StopOnSignal
-from sail.types import Pair
 
 # One bar for the run is enough: the bars of loading and writing weights would interrupt it.
 transformers_logging.disable_progress_bar()
@@ -256,7 +253,7 @@ def dry_run(config: RunConfig) -> str:
     )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in trainer.model.parameters())
-    asked_once = _ask_once(trainer, 2 if config.oracle is not None and is_paid(config.oracle) else 8)
+    asked_once = ask_once(trainer.oracle, trainer.train_dataset, config)
     responses, calls = expected_cost(trainer.mixture, arguments, rows * steps)
     lines = [
         resolved_yaml(config).rstrip(),
@@ -280,26 +277,6 @@ def _rounds_of(trainer: SAILTrainer, steps: int) -> list[str]:
     length = trainer.maker.rounds.steps()
     update = "; the reference is replaced at each but the first" if trainer.args.ref_update == "round" else ""
     return [f"rounds: {-(-steps // length)} of {length} steps{update}"]
-
-
-def _ask_once(trainer: SAILTrainer, most: int) -> list[str]:
-    """The oracle about the first `most` pairs of the data, so that one that cannot work is found now."""
-    rows = [
-        row
-        for row in (trainer.train_dataset[place] for place in range(min(most, len(trainer.train_dataset))))
-        if row["chosen"]
-    ]
-    oracle = without_people(trainer.oracle)
-    if oracle is None or not rows:
-        return []
-    given = oracle.compare([Pair(row["prompt"], row["chosen"], row["rejected"]) for row in rows])
-    told = [one.first_wins for one in given if one.first_wins is not None]
-    agree = sum(p > 0.5 for p in told)
-    silent = [one.reason for one in given if one.first_wins is None]
-    return [
-        f"oracle {oracle.name}, asked about the first {len(rows)} pairs: prefers the chosen response of {agree}"
-        + (f", abstains on {len(silent)} ({silent[0]})" if silent else "")
-    ]
 
 
 def _optimiser_steps(trainer: SAILTrainer) -> int:

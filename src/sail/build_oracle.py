@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sail.config import RunConfig
+from sail.data.encode import EncodedDataset
 from sail.errors import ConfigError, MissingExtraError
 from sail.oracle_config import (
     CommitteeOracle,
@@ -17,13 +18,15 @@ from sail.oracle_config import (
     JudgeOracle,
     PeopleOracle,
     RewardModelOracle,
+    is_paid,
     keeps_ledger,
 )
 from sail.oracle_wraps import CapsConfig, NoiseWrap
-from sail.oracles import Oracle, as_oracle, load_callable
+from sail.oracles import Oracle, as_oracle, load_callable, without_people
 from sail.oracles.calls import Caps, Patience
 from sail.oracles.ledger import LEDGER, Ledger
 from sail.oracles.wrappers import BothOrders, Budgeted, Committee, Noise, OneOrder, Remember
+from sail.types import Pair
 
 _EXTRAS = {"judge": "judge", "people": "annotate", "reward_model": "reward-model"}
 """What to install for a kind."""
@@ -55,6 +58,22 @@ def begin_ledger(ledger: Ledger, config: RunConfig, *, overwrite: bool) -> None:
     ledger.open()
     if overwrite and config.oracle is not None and config.oracle.ledger is not None:
         ledger.retire()
+
+
+def ask_once(oracle: Oracle | None, dataset: EncodedDataset, config: RunConfig) -> list[str]:
+    """The oracle about the first pairs of the data, two if they cost money, so that one that cannot work is found now."""
+    most = 2 if config.oracle is not None and is_paid(config.oracle) else 8
+    rows = [row for row in (dataset[place] for place in range(min(most, len(dataset)))) if row["chosen"]]
+    oracle = without_people(oracle)
+    if oracle is None or not rows:
+        return []
+    given = oracle.compare([Pair(row["prompt"], row["chosen"] or "", row["rejected"] or "") for row in rows])
+    agree = sum(one.first_wins is not None and one.first_wins > 0.5 for one in given)
+    silent = [one.reason for one in given if one.first_wins is None]
+    return [
+        f"oracle {oracle.name}, asked about the first {len(rows)} pairs: prefers the chosen response of {agree}"
+        + (f", abstains on {len(silent)} ({silent[0]})" if silent else "")
+    ]
 
 
 def oracle_results(oracle: Oracle | None, ledger: Ledger | None) -> dict[str, Any] | None:

@@ -5,8 +5,11 @@ Every kind takes `wrap`, a list applied from the inside outwards, and `ledger`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -289,6 +292,30 @@ def path_keys(raw: Any) -> Iterator[tuple[dict[str, Any], str]]:
             yield raw, key
     for member in raw["members"] if isinstance(raw.get("members"), list) else ():
         yield from path_keys(member)
+
+
+def moved(section: Any, here: Callable[[str], str]) -> Any:
+    """The section with each of its paths put through `here`."""
+    changes: dict[str, Any] = {}
+    for key in (*_PATHS.get(section.kind, ()), "ledger"):
+        value = getattr(section, key)
+        if value is not None and not (key == "rubric" and value in RUBRICS):
+            file, colon, name = value.rpartition(":") if key == "path" else (value, "", "")
+            changes[key] = f"{here(file)}{colon}{name}"
+    if isinstance(section, CommitteeOracle):
+        changes["members"] = [moved(member, here) for member in section.members]
+    return section.model_copy(update=changes)
+
+
+def described(raw: Any) -> str | None:
+    """A raw section in a line that is the same where the oracle is; None without one."""
+    if not isinstance(raw, dict):
+        return None
+    kept = lasting(raw)
+    if raw.get("kind", "function") == "function" and "wrap" not in kept:
+        return f"{PurePath(str(raw.get('path'))).name} at temperature {raw.get('temperature', 1.0)}"
+    text = json.dumps(kept, sort_keys=True)
+    return f"{raw.get('kind')} {hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def located(item: ErrorDetails) -> tuple[ErrorDetails, dict[str, type[BaseModel]]]:

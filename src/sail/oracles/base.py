@@ -32,6 +32,10 @@ class Oracle(ABC):
         """What its answers depend on, JSON-able and without secrets: the key of its answers in a ledger."""
         return {"name": self.name}
 
+    def scorer(self) -> ScoringOracle | None:
+        """The oracle that scores single responses, itself or the one inside it; None if there is none."""
+        return None
+
     def report(self) -> dict[str, Any]:
         """What it has counted in this process, JSON-able; shown in results.json."""
         return {}
@@ -45,6 +49,10 @@ class ScoringOracle(Oracle):
     """An oracle that can also score a single response; its preference is Bradley-Terry on the scores."""
 
     symmetric = True
+
+    def scorer(self) -> ScoringOracle | None:
+        """Itself."""
+        return self
 
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
@@ -83,6 +91,13 @@ def ask(oracle: Oracle, pairs: Sequence[Pair]) -> tuple[list[Preference], int]:
 def without_people(oracle: Oracle | None) -> Oracle | None:
     """The oracle for what is asked beside training (a trial, held-out prompts, an audit); None where that would busy people."""
     return None if oracle is None or oracle.asks_people else oracle
+
+
+def for_measuring(oracle: Oracle | None) -> Oracle | None:
+    """The oracle for held-out answers: the scoring one, where there is one inside (noise and budgets are training's); None where
+    that would busy people."""
+    oracle = without_people(oracle)
+    return None if oracle is None else oracle.scorer() or oracle
 
 
 def check_count(name: str, pairs: Sequence[Pair], answers: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sail import seeds
 from sail.errors import OracleError
-from sail.oracles.base import Oracle, check_count
+from sail.oracles.base import Oracle, ScoringOracle, check_count
 from sail.oracles.ledger import Answer, Call, Ledger, hash_of
 from sail.types import Pair, Preference
 
@@ -29,6 +29,10 @@ class Wrapper(Oracle):
     def settings(self) -> dict[str, Any]:
         """The inner oracle's."""
         return self.inner.settings()
+
+    def scorer(self) -> ScoringOracle | None:
+        """The inner oracle's: a wrapper changes verdicts on pairs, not scores."""
+        return self.inner.scorer()
 
     def report(self) -> dict[str, Any]:
         """The inner oracle's."""
