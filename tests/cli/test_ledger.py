@@ -69,11 +69,9 @@ def test_calls_and_sums(ledger: Ledger, tmp_path: Path, capsys: pytest.CaptureFi
         assert words in said
     # calls, answered, abstained, failed, possibly paid, remembered, tokens in and out, cost, mean seconds: by hand.
     sums = run(tmp_path / "run", "--totals", capsys=capsys)
-    row = next(line for line in sums.splitlines() if "judge small" in line)
     assert "question" not in sums
-    assert [cell.strip() for cell in row.replace("│", "|").split("|")[1:]] == [
-        *("6", "3", "1", "1", "1", "0", "40", "8", "2.0000", "0.25"),
-    ]
+    numbers = [line.split()[-1] for line in sums.splitlines() if "│" in line or "|" in line]
+    assert numbers == ["6", "3", "1", "1", "1", "0", "40", "8", "2.0000", "0.25"]
     only = run(tmp_path / "run" / LEDGER, "--step", "1:2", "--limit", 1, capsys=capsys)
     assert "the last 1 of 5" in only
     assert "question 1" not in only

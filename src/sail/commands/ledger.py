@@ -208,23 +208,36 @@ def _print_rows(rows: Iterable[dict[str, Any]], of: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    rows = list(rows)
-    table = Table(title=f"the last {len(rows)} of {of}", title_justify="left", show_edge=False)
-    for name in ("id", "step", "oracle", "state", "p"):
-        table.add_column(
-            name, no_wrap=name != "oracle", justify="right" if name in ("id", "step", "p") else "left"
-        )
-    for name in ("prompt", "first", "second", "said"):
-        table.add_column(name, ratio=1, overflow="ellipsis", no_wrap=True)
-    for row in rows:
-        p = row["probability"]
-        silent = p is None and row["state"] in ("answered", "remembered")
-        cells = [row["id"], row["step"], row["oracle"], "abstained" if silent else row["state"]]
-        cells += ["" if p is None else f"{p:.2f}", _last_words(row["prompt"]), row["first"], row["second"]]
-        cells += [row["reason"] or row["raw"] or ""]
-        # Text, and only what can be printed: a response may hold markup or the terminal's own commands.
-        table.add_row(*(Text("" if cell is None else _printable(str(cell))) for cell in cells))
-    Console().print(table)
+    console = Console()
+    lines = [_cells(row) for row in rows]
+    table = Table(title=f"the last {len(lines)} of {of}", title_justify="left", show_edge=False)
+    names = ("id", "step", "oracle", "state", "p", "prompt", "first", "second", "said")
+    own = [max(map(len, column)) for column in zip(names, *lines, strict=True)][:5]
+    # What the short columns leave is shared by the texts.
+    shared = max(8, (console.width - sum(own) - 3 * len(names)) // 4)
+    for place, name in enumerate(names):
+        right = "right" if name in ("id", "step", "p") else "left"
+        width = own[place] if place < len(own) else shared
+        table.add_column(name, width=width, no_wrap=True, overflow="ellipsis", justify=right)  # type: ignore[arg-type]
+    for line in lines:
+        # Text: a response may hold what rich would take for markup.
+        table.add_row(*map(Text, line))
+    console.print(table)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    p = row["probability"]
+    silent = p is None and row["state"] in ("answered", "remembered")
+    cells = [row["id"], "" if row["step"] is None else row["step"], row["oracle"]]
+    cells += [
+        "abstained" if silent else row["state"],
+        "" if p is None else f"{p:.2f}",
+        _last_words(row["prompt"]),
+    ]
+    return [
+        _printable(str(cell))
+        for cell in (*cells, row["first"], row["second"], row["reason"] or row["raw"] or "")
+    ]
 
 
 def _print_sums(sums: list[dict[str, Any]]) -> None:
@@ -232,14 +245,17 @@ def _print_sums(sums: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    columns = [*sums, *([_total(sums)] if len(sums) != 1 else [])]
     table = Table(show_edge=False)
-    table.add_column("oracle")
-    for name in (*SUMS.values(), "mean seconds"):
-        table.add_column(name, justify="right")
-    for one in [*sums, *([_total(sums)] if len(sums) != 1 else [])]:
-        name = f"{one['oracle']} {one['oracle_hash'][:8]}".strip()
-        seconds = "-" if one["seconds"] is None else f"{one['seconds']:.2f}"
-        table.add_row(Text(_printable(name)), *(_number(one[key]) for key in SUMS), seconds)
+    table.add_column("")
+    for one in columns:
+        table.add_column(
+            Text(_printable(f"{one['oracle']} {one['oracle_hash'][:8]}".strip())), justify="right"
+        )
+    for key, name in SUMS.items():
+        table.add_row(name, *(_number(one[key]) for one in columns))
+    seconds = [one["seconds"] for one in columns]
+    table.add_row("mean seconds", *("-" if mean is None else f"{mean:.2f}" for mean in seconds))
     Console().print(table)
 
 
