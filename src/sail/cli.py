@@ -42,6 +42,8 @@ overrides:
   key.path=value changes one setting of the run file; the value is YAML. For example
     train.beta=0.2   train.preset=sail-mix   train.routes.dpr.weight=0.4   peft={r: 16}   ref_model=null
   A relative path in an override starts from the current directory.
+
+The keys of every section stand, explained, in the file that sail init writes; those of each kind of oracle with --oracle KIND.
 """
 
 _EVAL = """\
@@ -151,13 +153,19 @@ def _add_init(verbs: Any) -> None:
     parser.add_argument(
         "--preset", choices=tuple(PRESETS), default="sail-dpr", metavar="P", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--oracle",
+        default="function",
+        metavar="K",
+        help="function, reward_model, judge, people or committee (default: %(default)s)",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
 
 
 def _init(options: argparse.Namespace) -> None:
     from sail.commands.init import write_run_file
 
-    print(write_run_file(options.path, options.preset, force=options.force))
+    print(write_run_file(options.path, options.preset, force=options.force, kind=options.oracle))
 
 
 def _add_run(verbs: Any, name: str, handler: Any, about: str, epilog: str) -> argparse.ArgumentParser:
