@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from sail.build_oracle import TellStep, ask_once, begin_ledger, make_ledger, make_oracle, oracle_results
 from sail.config import RunConfig, resolved_yaml
 from sail.data.encode import (
     EncodedDataset,
@@ -27,7 +28,7 @@ from sail.data.sources import load_rows, load_sft_rows
 from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.generation import SamplingSettings, TransformersGenerator
-from sail.oracles import Oracle, as_oracle, load_callable
+from sail.oracles.ledger import Ledger
 from sail.results import (
     RESULTS,
     audit_run,
@@ -41,7 +42,6 @@ from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
 from sail.training.cost import expected_cost
 from sail.training.progress import StopOnSignal
-from sail.types import Pair
 
 # One bar for the run is enough: the bars of loading and writing weights would interrupt it.
 transformers_logging.disable_progress_bar()
@@ -84,14 +84,6 @@ def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:
             f"The {what} {name!r} could not be loaded: {first_line} Give a folder that save_pretrained wrote, or a hub name "
             "that this machine can reach."
         ) from error
-
-
-def make_oracle(config: RunConfig) -> Oracle | None:
-    """The oracle of the run, or None."""
-    if config.oracle is None:
-        return None
-    name = Path(config.oracle.path).name
-    return as_oracle(load_callable(config.oracle.path), temperature=config.oracle.temperature, name=name)
 
 
 def make_datasets(
@@ -163,8 +155,8 @@ def make_arguments(config: RunConfig) -> SAILConfig:
         raise ConfigError(f"transformers.TrainingArguments refused a value of train: {error}") from error
 
 
-def make_trainer(config: RunConfig) -> tuple[SAILTrainer, list[str]]:
-    """The trainer of the run, with remarks about its data."""
+def make_trainer(config: RunConfig, ledger: Ledger | None = None) -> tuple[SAILTrainer, list[str]]:
+    """The trainer of the run, with remarks about its data. `ledger`: where its oracle's paid calls are kept, if anywhere."""
     arguments = make_arguments(config)
     tokenizer, model = make_tokenizer(config.tokenizer or config.model), make_model(config.model)
     stored = model.dtype
@@ -178,10 +170,10 @@ def make_trainer(config: RunConfig) -> tuple[SAILTrainer, list[str]]:
         train_dataset=train,
         eval_dataset=held_out,
         processing_class=tokenizer,
-        oracle=make_oracle(config),
+        oracle=make_oracle(config, ledger),
         ref_model=None if config.ref_model is None else make_model(config.ref_model),
         peft_config=make_peft(config),
-        callbacks=[StopOnSignal()],
+        callbacks=[StopOnSignal(), *([TellStep(ledger)] if ledger is not None else [])],
     )
     if model.dtype != stored:
         remarks.append(
@@ -251,7 +243,9 @@ def dry_run(config: RunConfig) -> str:
     # Trainer makes its output_dir when it is built, and a dry run leaves nothing behind.
     with tempfile.TemporaryDirectory() as elsewhere:
         train = config.train.model_copy(update={"output_dir": elsewhere})
-        trainer, remarks = make_trainer(config.model_copy(update={"train": train}))
+        # Answers that the trial has to pay for are kept where the user has named a ledger; a run folder is not made for them.
+        ledger = make_ledger(config) if config.oracle and config.oracle.ledger else None
+        trainer, remarks = make_trainer(config.model_copy(update={"train": train}), ledger)
     arguments = trainer.args
     steps = _optimiser_steps(trainer)
     rows = (
@@ -259,7 +253,7 @@ def dry_run(config: RunConfig) -> str:
     )
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     every = sum(p.numel() for p in trainer.model.parameters())
-    asked_once = _ask_once(trainer)
+    asked_once = ask_once(trainer.oracle, trainer.train_dataset, config)
     responses, calls = expected_cost(trainer.mixture, arguments, rows * steps)
     lines = [
         resolved_yaml(config).rstrip(),
@@ -285,23 +279,6 @@ def _rounds_of(trainer: SAILTrainer, steps: int) -> list[str]:
     return [f"rounds: {-(-steps // length)} of {length} steps{update}"]
 
 
-def _ask_once(trainer: SAILTrainer) -> list[str]:
-    """The oracle about the first pairs of the data, so that one that cannot work is found now."""
-    rows = [
-        row
-        for row in (trainer.train_dataset[place] for place in range(min(8, len(trainer.train_dataset))))
-        if row["chosen"]
-    ]
-    if trainer.oracle is None or not rows:
-        return []
-    given = trainer.oracle.compare([Pair(row["prompt"], row["chosen"], row["rejected"]) for row in rows])
-    told = [one.first_wins for one in given if one.first_wins is not None]
-    agree = sum(p > 0.5 for p in told)
-    return [
-        f"oracle {trainer.oracle.name}, asked about the first {len(rows)} pairs: prefers the chosen response of {agree}"
-    ]
-
-
 def _optimiser_steps(trainer: SAILTrainer) -> int:
     loader = trainer.get_train_dataloader()
     return int(trainer.set_initial_training_values(trainer.args, loader)[-1])
@@ -315,13 +292,19 @@ def run_training(
     check_folder(folder, config, resume=resume, overwrite=overwrite)
     if show_config:
         _say(resolved_yaml(config))
-    trainer, remarks = make_trainer(config)
+    ledger = make_ledger(config)
+    trainer, remarks = make_trainer(config, ledger)
     _say("\n".join(remarks))
     # Not before: a run whose model or data turn out to be unusable must not cost the old one.
-    if overwrite and holds_a_run(folder):
-        clear(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
+    if trainer.is_world_process_zero():
+        if overwrite and holds_a_run(folder):
+            clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
+        if ledger is not None:
+            begin_ledger(ledger, config, overwrite=overwrite)
+    # Nobody opens a file that the main process is about to remove.
+    trainer.accelerator.wait_for_everyone()
     start_model = weights_fingerprint(trainer.model)  # a checkpoint is only loaded by train
     trainer.train(resume_from_checkpoint=True if resume else None)
     if any(
@@ -339,6 +322,7 @@ def run_training(
         results["seconds_per_step"] = seconds_per_step(folder)
         results["fingerprints"]["start_model"] = start_model
         audit_run(trainer, folder, results)
+        results["oracle"] = oracle_results(trainer.oracle, ledger)
         write_json(folder / RESULTS, results)
         print_results(results)
         _write_report(folder)

@@ -18,6 +18,7 @@ from sail.evaluation.files import read_json, write_json
 from sail.evaluation.frontier import Curve, as_curve, at_equal_kl
 from sail.evaluation.show import limits, print_table
 from sail.evaluation.stats import paired_interval
+from sail.oracle_config import described
 
 PAIRED = {"reward": "reward", "gain": "gain", "win": "win rate", "log_ratio": "KL", "length": "length"}
 """What is compared prompt by prompt, and its name in the table."""
@@ -91,7 +92,7 @@ class Run:
             "steps": self.results.get("steps"),
             "rows_per_step": self.results.get("rows_per_step") or _rows_per_step(self.train),
             "oracle_calls": self.results.get("oracle_calls"),
-            "oracle": settings.get("oracle") or _oracle(self.config),
+            "oracle": settings.get("oracle") or described(self.config.get("oracle")),
             "held_out": hashlib.sha256(prompts.encode()).hexdigest() if prompts else None,
             "sampling": " ".join(
                 f"{key}={settings.get(key, self.train.get(key, default))}"
@@ -252,13 +253,6 @@ def _rows_per_step(train: dict[str, Any]) -> int:
 
 def _by_path(paths: str) -> str | None:
     return BY_PATH + paths if paths else None
-
-
-def _oracle(config: dict[str, Any]) -> str | None:
-    oracle = config.get("oracle")
-    if not isinstance(oracle, dict):
-        return None
-    return f"{Path(str(oracle.get('path'))).name} at temperature {oracle.get('temperature', 1.0)}"
 
 
 def _checkpoint_rows(folder: Path) -> str | None:

@@ -15,44 +15,23 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    create_model,
-    field_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sail.commands.run_file import dump_yaml, parse_override, put, read_run_file
 from sail.commands.wording import Sections, no_such_key, problem
 from sail.errors import ConfigError
 from sail.fields import AlignmentFields
 from sail.mixture import Mixture, preset_of
+from sail.oracle_config import FunctionOracle, OracleConfig, kind_problem, located, path_keys
 from sail.rules import Resources, apply_preset, check
+from sail.section import Section
 
 OPTIONS = tuple(option.name for option in fields(AlignmentFields))
 """The names of sail's own options in `train`."""
 
 
 # --- The sections -------------------------------------------------------------------------------------------
-
-
-class Section(BaseModel):
-    """A part of the run: frozen, and closed to keys it does not know unless it says otherwise."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _flag_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic reads true as 1; a person who writes beta: yes has made a mistake."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and kind in (int, float, int | None, float | None):
-            raise PydanticCustomError("flag", "must be a number")
-        return value
 
 
 class PeftConfig(Section):
@@ -102,30 +81,6 @@ class DataConfig(Section):
         default="error",
         description="A row that cannot be used stops the run (error), or is left out and counted (skip).",
     )
-
-
-class FunctionOracle(Section):
-    """A Python callable that says who prefers what."""
-
-    kind: Literal["function"] = Field(description="Where preferences come from: function, a Python callable.")
-    path: str = Field(
-        description="file.py:name of reward(prompts, responses) or prefers(prompts, first, second)."
-    )
-    temperature: float = Field(
-        default=1.0, gt=0, description="The reward difference that gives odds of e to 1."
-    )
-
-    @field_validator("path")
-    @classmethod
-    def _names_a_callable(cls, path: str) -> str:
-        file, _, name = path.rpartition(":")
-        if not file.endswith(".py") or not name.isidentifier():
-            raise PydanticCustomError("path", "must be file.py:name, for example reward.py:reward")
-        return path
-
-
-OracleConfig = FunctionOracle
-"""Told apart by `kind`. A second class makes it Annotated[A | B, Field(discriminator="kind")]."""
 
 
 class SFTSection(Section):
@@ -237,8 +192,9 @@ _SECTIONS: Sections = {
 }
 _PATHS = (
     *("model", "ref_model", "tokenizer", "data.train", "data.eval", "data.prompts"),
-    *("oracle.path", "sft.model", "sft.train", "sft.eval"),
+    *("sft.model", "sft.train", "sft.eval"),
 )
+"""The oracle's lie in its section, by its kind."""
 
 
 # --- Loading ------------------------------------------------------------------------------------------------
@@ -257,7 +213,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         put(raw, *parse_override(override))
     _find_paths(raw, (here,))
-    return config_from_dict(raw, source=" ".join([str(path), *overrides]))
+    return config_from_dict(raw, source=" ".join([str(path), *map(_without_secret, overrides)]))
 
 
 def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConfig:
@@ -272,7 +228,7 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConf
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
-        problems += [problem(item, _SECTIONS) for item in error.errors(include_url=False)]
+        problems += [_problem(item) for item in error.errors(include_url=False)]
     if problems:
         raise ConfigError(_refusal(source, problems))
     try:
@@ -291,16 +247,19 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConf
 
 def _find_paths(raw: dict[str, Any], folders: Sequence[Path]) -> None:
     """Write out in full, in place, the paths that exist in one of the folders."""
-    for dotted in _PATHS:
-        section, _, key = dotted.rpartition(".")
-        keys = raw.get(section) if section else raw
+    places = [(raw.get(section) if section else raw, key) for section, _, key in map(_parted, _PATHS)]
+    for keys, key in [*places, *path_keys(raw.get("oracle"))]:
         if not isinstance(keys, dict) or not isinstance(keys.get(key), str) or not keys[key]:
             continue
-        file, colon, name = keys[key].rpartition(":") if dotted == "oracle.path" else (keys[key], "", "")
+        file, colon, name = keys[key].rpartition(":") if key == "path" else (keys[key], "", "")
         for folder in folders if file else ():
             if (found := folder / Path(file).expanduser()).exists():
                 keys[key] = f"{os.path.abspath(found)}{colon}{name}"
                 break
+
+
+def _parted(dotted: str) -> tuple[str, str, str]:
+    return dotted.rpartition(".")
 
 
 def _without_slips(section: Any) -> Any:
@@ -318,6 +277,15 @@ def _without_slips(section: Any) -> Any:
 
 def _refusal(source: str, problems: Sequence[str]) -> str:
     return f"{source} cannot be used:\n" + "\n".join(f"  - {problem}" for problem in problems)
+
+
+def _problem(item: ErrorDetails) -> str:
+    if item["loc"][:1] != ("oracle",):
+        return problem(item, _SECTIONS)
+    item, sections = located(item)
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return kind_problem(item)
+    return problem(item, {**_SECTIONS, **sections})
 
 
 def _near_misses(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -338,6 +306,7 @@ def _near_misses(raw: Mapping[str, Any]) -> Iterator[str]:
 
 # --- Writing ------------------------------------------------------------------------------------------------
 
+_GIVEN_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 _SECRET = re.compile(r"(^|_)(hub_token|auth_token|access_token|api_key|secret|password)$")
 
 
@@ -353,6 +322,15 @@ def resolved_yaml(config: RunConfig) -> str:
     sft_only = config.sft is not None and config.train == TrainSection()
     values = config.model_dump(exclude={"train"} if sft_only else None)
     return head + dump_yaml(_without_secrets(values))
+
+
+def _without_secret(override: str) -> str:
+    """An override as an error may show it: what is given to a key with such a name may be the secret itself."""
+    key, equals, value = override.partition("=")
+    secret = equals and (
+        _GIVEN_SECRET.search(key.rpartition(".")[2]) or _GIVEN_SECRET.search(value) or "@" in value
+    )
+    return f"{key}=..." if secret and key.startswith("oracle") else override
 
 
 def _without_secrets(value: Any) -> Any:

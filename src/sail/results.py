@@ -16,6 +16,7 @@ from sail.evaluation.final import Closing, close, has_risen
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.evaluation.show import show
 from sail.generation.scoring import unwrapped
+from sail.oracles import for_measuring
 from sail.report.pairs_file import key_of
 from sail.report.record import read_run
 from sail.trainer import SAILTrainer
@@ -94,7 +95,7 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
         closing,
         unwrapped(trainer.model),
         lambda: reference_of(trainer),
-        trainer.oracle,
+        for_measuring(trainer.oracle),
         trainer.accelerator.autocast,
     )
     results.update(metrics=findings.metrics, samples=findings.samples)

@@ -11,6 +11,8 @@ import yaml
 from sail.config import RunConfig, resolved_yaml
 from sail.errors import ConfigError
 from sail.evaluation.audit import ANSWERS, AUDIT
+from sail.oracle_config import lasting
+from sail.oracles.ledger import LEDGER
 from sail.results import RESULTS
 from sail.training.checkpoints import checkpoints, is_complete
 from sail.training.memory import MEMORY
@@ -56,13 +58,15 @@ def clear(folder: Path) -> None:
         "report.json",
     ):
         (folder / name).unlink(missing_ok=True)
+    for ending in ("", "-wal", "-shm"):
+        (folder / f"{LEDGER}{ending}").unlink(missing_ok=True)
 
 
 def _refuse_changes(folder: Path, config: RunConfig) -> None:
     if not (folder / RESOLVED).exists() or not any(is_complete(path) for path in checkpoints(folder)):
         return
-    before = _flat(yaml.safe_load((folder / RESOLVED).read_text(encoding="utf-8")))
-    now = _flat(yaml.safe_load(resolved_yaml(config)))
+    before = _begun_with((folder / RESOLVED).read_text(encoding="utf-8"))
+    now = _begun_with(resolved_yaml(config))
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
@@ -70,6 +74,12 @@ def _refuse_changes(folder: Path, config: RunConfig) -> None:
             f"{folder} was begun with other settings ({listed}), so it cannot be continued exactly. Put them back, or start "
             "anew with --overwrite or another train.output_dir."
         )
+
+
+def _begun_with(text: str) -> dict[str, Any]:
+    """The settings that must stay, by dotted key."""
+    values = yaml.safe_load(text)
+    return _flat({**values, "oracle": lasting(values.get("oracle"))})
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

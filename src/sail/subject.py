@@ -12,6 +12,7 @@ from sail.config import RunConfig, load_config
 from sail.errors import ConfigError, MissingExtraError
 from sail.evaluation.files import read_json
 from sail.evaluation.fingerprint import model_fingerprint
+from sail.oracle_config import moved
 from sail.run_folder import RESOLVED
 from sail.training.checkpoints import checkpoints, is_complete
 
@@ -154,8 +155,7 @@ def run_config(run: Path) -> tuple[RunConfig, list[str]]:
     )
     changes: dict[str, Any] = {key: here(getattr(config, key)) for key in ("model", "ref_model", "tokenizer")}
     if config.oracle is not None:
-        file, colon, name = config.oracle.path.rpartition(":")
-        changes["oracle"] = config.oracle.model_copy(update={"path": f"{here(file)}{colon}{name}"})
+        changes["oracle"] = moved(config.oracle, lambda path: here(path) or path)
     return config.model_copy(update={"data": data, **changes}), notes
 
 

@@ -30,7 +30,7 @@ from sail.fields import AlignmentFields
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.generation.scoring import unwrapped
 from sail.objective import ObjectiveSettings, RowLoss
-from sail.oracles import Oracle, as_oracle
+from sail.oracles import Oracle, as_oracle, for_measuring
 from sail.training import checkpoints
 from sail.training.arguments import SAILConfig
 from sail.training.checks import checked_mixture
@@ -384,7 +384,7 @@ class SAILTrainer(Trainer):
                     [dataset[position] for position in range(count)],
                     generator=self.generator,
                     reference=self.reference,
-                    oracle=self.oracle,
+                    oracle=for_measuring(self.oracle),
                     seed=self.args.seed,
                     pad_id=self.maker.pad_id,
                     temperature=self.args.temperature,

@@ -29,11 +29,13 @@ class Preference:
     """What an oracle said about a pair: the probability that the first response wins, or an abstention.
 
     `first_wins` is in [0, 1]; None is an abstention and `reason` says why. An unreadable verdict is an
-    abstention: never a tie, never a coin.
+    abstention: never a tie, never a coin. `passing` marks what may be another verdict when it is asked for again
+    (a failed call, a deadline, a spent budget): nothing remembers it.
     """
 
     first_wins: float | None
     reason: str | None = None
+    passing: bool = False
 
     def swap(self) -> Preference:
         """The same verdict seen from the other order."""

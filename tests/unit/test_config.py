@@ -251,7 +251,10 @@ def test_no_real_key_is_taken_for_a_slip(package: str, file: str, name: str, sec
         ("model=7", "model must be text; it is 7."),
         ("data=pairs.jsonl", "data must be a section of keys and values; it is 'pairs.jsonl'."),
         ("data.bad_rows=skp", "data.bad_rows is one of error, skip; it is 'skp'. Did you mean skip?"),
-        ("oracle.kind=judge", "oracle.kind can only be function yet; it is 'judge'."),
+        (
+            "oracle.kind=jugde",
+            "oracle.kind is one of function, reward_model, judge, people, committee; it is 'jugde'. Did you mean judge?",
+        ),
         (
             "oracle.path=reward",
             "oracle.path must be file.py:name, for example reward.py:reward; it is 'reward'.",
@@ -259,7 +262,7 @@ def test_no_real_key_is_taken_for_a_slip(package: str, file: str, name: str, sec
         ("oracle.temperature=0", "oracle.temperature must be above 0; it is 0."),
         (
             "oracle={path: a.py:b}",
-            "oracle.kind is missing. Where preferences come from: function, a Python callable.",
+            "oracle.kind is missing. Where preferences come from: function, reward_model, judge, people, committee.",
         ),
         ("peft={r: 0}", "peft.r must be above 0; it is 0."),
         ("peft={r: 1.5}", "peft.r must be a whole number; it is 1.5."),

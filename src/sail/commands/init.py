@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from sail.commands.run_file import dump_yaml
-from sail.config import DataConfig, FunctionOracle, PeftConfig, RunConfig, SFTSection, TrainSection
+from sail.config import DataConfig, PeftConfig, RunConfig, SFTSection, TrainSection
 from sail.errors import ConfigError
 from sail.mixture import mixture_of, preset_of
+from sail.oracle_config import FunctionOracle
 
 _HEAD = """\
 # A run of sail: {about}.

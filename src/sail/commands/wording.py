@@ -21,12 +21,15 @@ _WORDS = {
     "string_too_short": "must not be empty",
     "string": "must be text",
     "list": "must be a list",
+    "tuple": "must be a list",
     "dict": "must be a section of keys and values",
     "model": "must be a section of keys and values",
     "invalid_key": "must be text as a key",
     "greater_than_equal": "must be at least {ge:g}",
     "greater_than": "must be above {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
     "less_than": "must be below {lt:g}",
+    "too_short": "needs at least {min_length} entries",
 }
 
 
@@ -71,5 +74,9 @@ def problem(item: ErrorDetails, sections: Sections) -> str:
         if len(choices) == 1:
             return f"{key} can only be {choices[0]} yet; it is {given}."
         return f"{key} is one of {', '.join(choices)}; it is {given}.{did_you_mean(item['input'], choices)}"
-    words = next((text for name, text in _WORDS.items() if kind.startswith(name)), item["msg"])
-    return f"{key} {words.format(**context)}; it is {given}."
+    if kind == "refused":
+        return f"{key}: {item['msg']}."
+    if kind == "secret":
+        return f"{key} {item['msg']}."
+    words = next((text for name, text in _WORDS.items() if kind.startswith(name)), None)
+    return f"{key} {item['msg'] if words is None else words.format(**context)}; it is {given}."

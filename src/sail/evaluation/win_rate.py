@@ -8,7 +8,7 @@ from typing import Any
 
 from sail.evaluation.length_control import length_controlled
 from sail.evaluation.stats import mean_interval, rate_interval, win_rate
-from sail.oracles import Oracle, ScoringOracle, ask
+from sail.oracles import Oracle, ask
 from sail.types import Pair
 
 TIE = 1e-9
@@ -44,8 +44,8 @@ class Verdict:
 
 
 def is_symmetric(oracle: Oracle) -> bool:
-    """Whether the order cannot matter: each response is scored by itself."""
-    return isinstance(oracle, ScoringOracle)
+    """Whether the order cannot matter: each response is scored by itself, or both orders are asked."""
+    return oracle.symmetric
 
 
 def judge(oracle: Oracle, pairs: Sequence[Pair]) -> tuple[list[Verdict], int]:

@@ -17,11 +17,28 @@ SHOWN_CHARACTERS = 60
 class Oracle(ABC):
     """Says which of two responses is preferred.
 
-    Contract: one Preference per pair, in order; a probability in [0, 1] or an abstention; splitting the batch changes nothing.
+    Contract: one Preference per pair, in order; a probability in [0, 1] or an abstention; splitting the batch changes nothing;
+    a pair that cannot be judged costs that pair only (tests/unit/test_oracle_contract.py).
     """
 
     name: str
     may_abstain: bool
+    symmetric: bool = False
+    """Whether swapping a pair gives 1 - p by construction."""
+    asks_people: bool = False
+    """Whether an answer costs a person's time: then only training asks (`without_people`)."""
+
+    def settings(self) -> dict[str, Any]:
+        """What its answers depend on, JSON-able and without secrets: the key of its answers in a ledger."""
+        return {"name": self.name}
+
+    def scorer(self) -> ScoringOracle | None:
+        """The oracle that scores single responses, itself or the one inside it; None if there is none."""
+        return None
+
+    def report(self) -> dict[str, Any]:
+        """What it has counted in this process, JSON-able; shown in results.json."""
+        return {}
 
     @abstractmethod
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
@@ -30,6 +47,12 @@ class Oracle(ABC):
 
 class ScoringOracle(Oracle):
     """An oracle that can also score a single response; its preference is Bradley-Terry on the scores."""
+
+    symmetric = True
+
+    def scorer(self) -> ScoringOracle | None:
+        """Itself."""
+        return self
 
     @abstractmethod
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
@@ -63,6 +86,18 @@ def ask(oracle: Oracle, pairs: Sequence[Pair]) -> tuple[list[Preference], int]:
         for row, answer in zip(open_rows, given, strict=True):
             answers[row] = answer
     return [answer for answer in answers if answer is not None], len(open_rows)
+
+
+def without_people(oracle: Oracle | None) -> Oracle | None:
+    """The oracle for what is asked beside training (a trial, held-out prompts, an audit); None where that would busy people."""
+    return None if oracle is None or oracle.asks_people else oracle
+
+
+def for_measuring(oracle: Oracle | None) -> Oracle | None:
+    """The oracle for held-out answers: the scoring one, where there is one inside (noise and budgets are training's); None where
+    that would busy people."""
+    oracle = without_people(oracle)
+    return None if oracle is None else oracle.scorer() or oracle
 
 
 def check_count(name: str, pairs: Sequence[Pair], answers: Any) -> None:

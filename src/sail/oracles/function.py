@@ -3,12 +3,18 @@
 Two forms, told apart by the number of their arguments:
     reward(prompts, responses) -> list[float]                    p = sigmoid((reward(first) - reward(second)) / temperature)
     prefers(prompts, first, second) -> list[float | None]        p directly; None abstains
+
+A callable that raises is asked again row by row, and a row for which it raises again abstains. It is an error of the run, naming
+the rows, when it has raised for every row so far, or for MOST_IN_A_ROW rows in a row: then the callable is ill, not the
+rows. What is returned in a wrong form (too few values, a NaN, a probability of 2) is always an error: such a callable is wrong.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
@@ -19,11 +25,66 @@ from sail.errors import ConfigError, OracleError
 from sail.oracles.base import Oracle, ScoringOracle, check_count, describe, number_or_none, sigmoid
 from sail.types import Pair, Preference, Prompt
 
+MOST_IN_A_ROW = 8
+"""Rows in a row for which a callable may raise."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Raised(OracleError):
+    """The callable itself has raised."""
+
+
+class _RowByRow:
+    """Asks a callable about many rows at once and, where it raises, about each by itself."""
+
+    def __init__(self) -> None:
+        self.ever_answered = False
+        self.lost_in_a_row = 0
+
+    def ask(
+        self, name: str, pairs: Sequence[Pair], compare: Callable[[Sequence[Pair]], list[Preference]]
+    ) -> list[Preference]:
+        """`compare` of all pairs; a row for which it raises alone abstains."""
+        try:
+            given = compare(pairs)
+        except _Raised as error:
+            return self._singly(name, pairs, compare, error)
+        self.ever_answered, self.lost_in_a_row = True, 0
+        return given
+
+    def _singly(
+        self,
+        name: str,
+        pairs: Sequence[Pair],
+        compare: Callable[[Sequence[Pair]], list[Preference]],
+        error: _Raised,
+    ) -> list[Preference]:
+        given = []
+        for pair in pairs:
+            try:
+                given += compare([pair]) if len(pairs) > 1 else _reraise(error)
+                self.ever_answered, self.lost_in_a_row = True, 0
+            except _Raised as alone:
+                given.append(Preference(None, str(alone), passing=True))
+                self.lost_in_a_row += 1
+                if self.lost_in_a_row >= MOST_IN_A_ROW:
+                    raise error from error.__cause__
+        if not self.ever_answered:
+            raise error from error.__cause__
+        lost = [row for row, one in enumerate(given) if one.passing]
+        _log.warning("sail: oracle %s raised for %s; that abstains: %s", name, describe(pairs, lost), error)
+        return given
+
+
+def _reraise(error: _Raised) -> list[Preference]:
+    raise error
+
 
 class RewardFunction(ScoringOracle):
     """Bradley-Terry preference on a reward callable: p = sigmoid((r(first) - r(second)) / temperature).
 
-    Rewards are in any unit; `temperature` is the reward difference that gives odds of e to 1. Never abstains.
+    Rewards are in any unit; `temperature` is the reward difference that gives odds of e to 1. It never abstains of itself.
     """
 
     may_abstain = False
@@ -36,6 +97,11 @@ class RewardFunction(ScoringOracle):
         self.function = function
         self.temperature = temperature
         self.name = name or _name_of(function)
+        self._rows = _RowByRow()
+
+    def settings(self) -> dict[str, Any]:
+        """Name, temperature and a hash of the callable's file: another version of it is another oracle."""
+        return {"name": self.name, "temperature": self.temperature, "source": _source_hash(self.function)}
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """The callable's rewards; OracleError naming the rows if it raises or returns anything but finite numbers."""
@@ -45,6 +111,9 @@ class RewardFunction(ScoringOracle):
 
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """Both responses of all pairs scored in one call."""
+        return self._rows.ask(self.name, pairs, self._compare)
+
+    def _compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         prompts = [pair.prompt for pair in pairs]
         responses = [pair.first for pair in pairs] + [pair.second for pair in pairs]
         rewards = self.score(prompts + prompts, responses)
@@ -64,9 +133,17 @@ class PreferenceFunction(Oracle):
     def __init__(self, function: Callable[..., Any], *, name: str | None = None) -> None:
         self.function = function
         self.name = name or _name_of(function)
+        self._rows = _RowByRow()
+
+    def settings(self) -> dict[str, Any]:
+        """Name and a hash of the callable's file: another version of it is another oracle."""
+        return {"name": self.name, "source": _source_hash(self.function)}
 
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """The callable's probabilities; OracleError naming the rows that are not in [0, 1]."""
+        return self._rows.ask(self.name, pairs, self._compare)
+
+    def _compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         values = _call(
             self.name,
             self.function,
@@ -148,7 +225,7 @@ def _call(name: str, function: Callable[..., Any], pairs: Sequence[Pair], *argum
         listed = list(values) if _in_order(values) else None
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        raise OracleError(
+        raise _Raised(
             f"Oracle {name} raised {type(error).__name__}: {error} ({Path(where.filename).name} line {where.lineno}; asked "
             f"about {len(pairs)} rows: {describe(pairs, range(len(pairs)))})"
         ) from error
@@ -185,6 +262,15 @@ def _positional_arguments(function: Callable[..., Any]) -> int:
     return sum(
         parameter.kind in kinds and parameter.default is inspect.Parameter.empty for parameter in parameters
     )
+
+
+def _source_hash(function: Any) -> str | None:
+    """sha256 of the file that holds the callable; None where there is none to be found, as in a shell."""
+    seen = function if inspect.isroutine(function) or inspect.isclass(function) else type(function)
+    try:
+        return hashlib.sha256(Path(inspect.getfile(inspect.unwrap(seen))).read_bytes()).hexdigest()
+    except (OSError, TypeError):
+        return None
 
 
 def _name_of(function: Any) -> str:
