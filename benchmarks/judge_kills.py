@@ -1,12 +1,11 @@
-"""Kill runs that are labelled by a judge over HTTP with SIGKILL, resume them until they finish, compare with
-the uninterrupted run.
+"""Kill runs that are labelled by a judge over HTTP with SIGKILL, resume them until they finish, compare with a calm one.
 
     python benchmarks/judge_kills.py [--kills 100]       prints a line per run, writes benchmarks/results/judge_kills.json
 
-The judge misbehaves: half of the questions meet errors, limits, cut or unreadable replies first. Each run is
-killed at most three times, at random moments and while it writes a checkpoint. What must hold of every run: labels, weights and optimizer
-of the uninterrupted run; every question answered exactly once in the ledger; whatever the judge answered again was in flight at a kill
-and is listed as possibly paid.
+The judge misbehaves: half of the questions meet errors, limits, cut or unreadable replies first. Each run is killed at most four
+times: twice while calls are on their way, once while it writes a checkpoint, once at a random moment. What must hold of every
+run: labels, weights and optimizer of the uninterrupted one; every question answered exactly once in the ledger; whatever the
+judge answered again was in flight at a kill and is listed as possibly paid.
 """
 
 from __future__ import annotations
@@ -24,32 +23,34 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "invariant")]
 
 from fake_judge import FakeJudge  # noqa: E402
-from judged_run import CONCURRENCY, SCRIPT, audit, calls_of, labels  # noqa: E402
+from judged_run import CONCURRENCY, SCRIPT, audit, kill_during_calls, labels  # noqa: E402
 from resume_run import STEPS, Server, fingerprints, kill_and_resume, server  # noqa: E402
 from test_judged_run import faulty  # noqa: E402
 
-KILLS_PER_RUN = 3
-LATENCY = 0.01
+KILLS_DURING_CALLS = 2
+OTHER_KILLS = 2
+LATENCY = 0.03
 
 
 def one_run(one: Server, folder: Path, chance: random.Random) -> dict[str, object]:
     """Kill and resume a run until it is finished; what became of it."""
     with FakeJudge(faulty, latency=LATENCY) as judge:
-        told = kill_and_resume(one, folder, judge.url, chance, kills=KILLS_PER_RUN)
+        hit = kill_during_calls(one, folder, judge, chance, kills=KILLS_DURING_CALLS)
+        told = kill_and_resume(one, folder, judge.url, chance, kills=OTHER_KILLS)
+    kills, again = hit + told.kills, sum(judge.paid.values()) - len(judge.paid)
     try:
-        counts, sound = audit(folder, told.kills), True
+        counts, sound = audit(folder, kills), True
     except AssertionError as error:
         counts, sound = {"calls": 0, "answers": 0, "possibly_paid": 0}, False
         print(f"  the ledger is not sound: {error}")
-    open_intents = sum(state == "sent" for _, state in calls_of(folder))
-    again = sum(judge.paid.values()) - len(judge.paid)
     return {
-        "kills": told.kills,
+        "kills": kills,
+        "killed_during_calls": hit,
         "killed_while_saving": told.while_saving,
         **counts,
         "requests": sum(judge.asked.values()),
         "paid_again": again,
-        "sound": sound and again <= open_intents,
+        "sound": sound and again <= counts["possibly_paid"],
     }
 
 
@@ -87,15 +88,15 @@ def write(output: Path, runs: list[dict[str, object]], labels_per_run: int, seco
 
     sums = (
         "kills",
+        "killed_during_calls",
         "killed_while_saving",
         "calls",
         "answers",
         "possibly_paid",
         "requests",
         "paid_again",
-        "identical",
-        "sound",
     )
+    sums += ("identical", "sound")
     result = {
         "runs": len(runs),
         **{name: sum(int(run[name]) for run in runs) for name in sums},

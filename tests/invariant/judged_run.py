@@ -5,8 +5,12 @@ The preset's place in a request holds the address of the judge. Every row of the
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import os
+import random
+import signal
 import sqlite3
 import sys
 import time
@@ -67,6 +71,25 @@ def align(folder: Path, url: str, seconds_per_step: float) -> None:
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model(str(folder / "unfinished-model"))
     (folder / "unfinished-model").rename(folder / ALIGNED)
+
+
+# ---- killing it
+
+
+def kill_during_calls(one: Any, folder: Path, judge: Any, chance: random.Random, *, kills: int) -> int:
+    """Kill the run `kills` times while calls are on their way: at a request drawn by chance, somewhere between its sending
+    and the settling of its answer. How many kills hit; the run may be unfinished then."""
+    hit = 0
+    for _ in range(kills):
+        process = one.start(folder, judge.url)
+        due = sum(judge.asked.values()) + chance.randint(1, 20)
+        while sum(judge.asked.values()) < due and Path(f"/proc/{process}/exe").exists():
+            time.sleep(0.0005)
+        time.sleep(chance.uniform(0.0, 1.2 * judge.latency))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+        hit += one.wait() == -signal.SIGKILL
+    return hit
 
 
 # ---- what must hold afterwards

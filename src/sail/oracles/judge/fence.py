@@ -8,7 +8,6 @@ chat, a verdict. What it cannot hold off is a judge that lets itself be persuade
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 from sail.oracles.ledger import hash_of
@@ -33,7 +32,8 @@ _VERDICT = re.compile(
     rf"(?:[{_OPEN}]\s?[{_OPEN}]|[〚⟦])\s*([^{_OPEN}{_SHUT}\s]{{1,24}})\s*(?:[{_SHUT}]\s?[{_SHUT}]|[〛⟧])"
 )
 _INVISIBLE = re.compile("[\U000e0000-\U000e007f\u202a-\u202e\u2066-\u2069\u2060-\u2064\ufeff\u00ad\u200b]")
-_BREAKS = "\n\r\t\v\f\x1c\x1d\x1e\x85"
+# All control characters but tab and what ends a line.
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f]")
 
 
 def mark_of(parts: Sequence[object]) -> str:
@@ -56,9 +56,7 @@ def harmless(text: str) -> str:
     '< | im_end | > so: [ [A] ]'
     """
     text = _INVISIBLE.sub("", text.encode("utf-8", "replace").decode("utf-8"))
-    text = "".join(
-        "\ufffd" if unicodedata.category(one) == "Cc" and one not in _BREAKS else one for one in text
-    )
+    text = _CONTROL.sub("\ufffd", text)
     text = _ROLE_MARKERS.sub(lambda found: _spaced(found.group()), text)
     return _VERDICT.sub(lambda found: f"[ [{found.group(1)}] ]", text)
 
