@@ -63,7 +63,7 @@ def test_killed_and_resumed(one_server: Server, calm: Path, tmp_path: Path) -> N
         folder = tmp_path / str(attempt)
         with FakeJudge(faulty, latency=0.03) as judge:
             hit = kill_during_calls(one_server, folder, judge, chance, kills=2)
-            told = kill_and_resume(one_server, folder, judge.url, chance, kills=1 + attempt % 2)
+            told = kill_and_resume(one_server, folder, judge.url, chance, kills=2)
         assert told.sums == expected
         assert labels(folder) == labels(calm)
         open_intents = audit(folder, hit + told.kills)["possibly_paid"]
