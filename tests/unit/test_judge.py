@@ -17,6 +17,7 @@ from sail.oracles.judge import Judge, Prices, ScoreJudge
 from sail.oracles.judge.reply import Reply, Token, read_reply, soft_verdict
 from sail.oracles.judge.verdicts import read_verdict
 from sail.oracles.ledger import Call, Ledger
+from sail.oracles.wrappers import BothOrders
 from sail.types import Pair
 
 QUICK = Patience(attempts=4, first_wait=0.01, longest_wait=0.5)
@@ -348,6 +349,30 @@ def test_one_missing_score_is_an_abstention() -> None:
     assert [one.first_wins for one in given] == [None, None, 0.5]
     assert (given[0].reason or "").startswith("the first response has no score")
     assert (given[1].reason or "").startswith("the second response has no score")
+
+
+def test_a_score_that_failed_is_asked_for_again() -> None:
+    """A lost call is no verdict to remember; an unreadable reply is one."""
+    with FakeJudge(lambda question, attempt: "400") as server:
+        (given,) = judge(server, ScoreJudge).compare(PAIRS[:1])
+        assert given.passing
+    with FakeJudge(judge=lambda message: "no") as server:
+        (given,) = judge(server, ScoreJudge).compare(PAIRS[:1])
+        assert not given.passing
+
+
+def test_both_orders_cancel_a_bias_and_count_it() -> None:
+    """A judge that always likes the first place: no preference is left, and the report says why."""
+    with FakeJudge(judge=lambda message: "[[A]]") as server:
+        both = BothOrders(judge(server))
+        assert [one.first_wins for one in both.compare(PAIRS)] == [0.5] * len(PAIRS)
+        assert total(server) == 2 * len(PAIRS)
+    counts = both.report()["both_orders"]
+    assert counts["first_place_wins_both"] == counts["answered"] == len(PAIRS)
+    with FakeJudge() as server:
+        given = BothOrders(judge(server)).compare([PAIRS[0], PAIRS[0].swap()])
+        assert [one.first_wins for one in given] == [1.0, 0.0]
+        assert total(server) == 2  # the pair and its swap are the same two questions
 
 
 def test_scores_of_conversations() -> None:

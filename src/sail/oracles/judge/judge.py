@@ -188,17 +188,19 @@ class ScoreJudge(_ServedJudge):
 
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """Bradley-Terry on the scores; an abstention where either response got none."""
-        singles = [(pair.prompt, text) for pair in pairs for text in (pair.first, pair.second)]
-        scores = self.scores(singles)
+        told = self._told([(pair.prompt, text) for pair in pairs for text in (pair.first, pair.second)])
         return [
             _bradley_terry(first, second, self.score_temperature)
-            for first, second in zip(scores[::2], scores[1::2], strict=True)
+            for first, second in zip(told[::2], told[1::2], strict=True)
         ]
 
     def scores(self, responses: Sequence[tuple[Prompt, str]]) -> list[tuple[float | None, str | None]]:
         """The score of each (prompt, response), 1 to 10, or None with the reason."""
-        given = super().compare([Pair(prompt, text, "") for prompt, text in responses])
-        return [(None if one.first_wins is None else _score_of(one.first_wins), one.reason) for one in given]
+        return [(_score_of(one), one.reason) for one in self._told(responses)]
+
+    def _told(self, responses: Sequence[tuple[Prompt, str]]) -> list[Preference]:
+        """Each response's score in the ledger's unit."""
+        return super().compare([Pair(prompt, text, "") for prompt, text in responses])
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]:
         """The score of the last message of each conversation, 1 to 10, None where the judge abstained: a
@@ -222,16 +224,15 @@ class ScoreJudge(_ServedJudge):
         ), reading.reason
 
 
-def _score_of(probability: float) -> float:
+def _score_of(told: Preference) -> float | None:
     """Back from the ledger's unit; scores have a few decimals only."""
-    return round(LOWEST + probability * (HIGHEST - LOWEST), 6)
+    return None if told.first_wins is None else round(LOWEST + told.first_wins * (HIGHEST - LOWEST), 6)
 
 
-def _bradley_terry(
-    first: tuple[float | None, str | None], second: tuple[float | None, str | None], temperature: float
-) -> Preference:
-    if first[0] is None or second[0] is None:
-        which, reason = ("first", first[1]) if first[0] is None else ("second", second[1])
-        return Preference(None, f"the {which} response has no score: {reason}")
-    margin = (first[0] - second[0]) / temperature
-    return Preference(0.5 * (1.0 + math.tanh(margin / 2.0)))
+def _bradley_terry(first: Preference, second: Preference, temperature: float) -> Preference:
+    scores = _score_of(first), _score_of(second)
+    if scores[0] is None or scores[1] is None:
+        silent = [one for one in (("first", first), ("second", second)) if one[1].first_wins is None]
+        reasons = "; ".join(f"the {which} response has no score: {one.reason}" for which, one in silent)
+        return Preference(None, reasons, passing=any(one.passing for _, one in silent))
+    return Preference(0.5 * (1.0 + math.tanh((scores[0] - scores[1]) / temperature / 2.0)))
