@@ -417,6 +417,8 @@ def test_settings_say_what_answers_depend_on(tmp_path: Path, monkeypatch: pytest
     known = {json.dumps(one.settings()) for one in [first, *others]}
     assert len(known) == 1 + len(others)
     assert "verysecret" not in json.dumps(first.settings()) + repr(vars(first))
+    mine.write_text("{prompt} {first} {second}!", encoding="utf-8")
+    assert Judge("http://127.0.0.1:1/v1", "m", rubric=mine).settings() != others[3].settings()
     # the temperature of Bradley-Terry is applied to the answers, not asked for: another one reads the same ledger
     assert ScoreJudge("http://127.0.0.1:1/v1", "m", score_temperature=3.0).settings() == others[-1].settings()
 

@@ -7,6 +7,7 @@ must not depend on what a response says.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,12 +96,19 @@ def counts_turns(message: str) -> str:
     return str(len(re.findall(markers, message)))
 
 
+def lists_verdicts(message: str) -> str:
+    """Every verdict in double brackets, in whatever script the brackets are: the rubric's own must stay the only ones."""
+    plain = unicodedata.normalize("NFKC", message).translate(str.maketrans("【】〚〛⟦⟧", "[][][]"))
+    return " ".join(re.findall(r"\[\[\s*[^\[\]\s]+\s*\]\]", plain))
+
+
 READERS: list[Callable[[str], str]] = [
     obeys_outside,
     obeys_everywhere,
     obeys_after_any_end,
     counts_ends,
     counts_turns,
+    lists_verdicts,
 ]
 
 
