@@ -100,6 +100,19 @@ def test_several_pairs_per_prompt_are_no_starvation(per_text, share):
     assert state(several(13, 13, 1000, total=len(taken)), "prompts") == "warning"
 
 
+@pytest.mark.parametrize(
+    ("texts", "expected"), [(1, "warning"), (13, "warning"), (99, "warning"), (150, "fine")]
+)
+def test_a_training_file_of_few_prompts_is_a_pool(texts, expected):
+    """All 6,000 rows are met, but the file itself has few prompts: 150 with 40 pairs each is another design, 13 is a fault."""
+    assert state(several(texts, 6000, texts, total=6000), "prompts") == expected
+
+
+def test_one_prompt_is_all_there_is():
+    assert state(several(1, 256, 1, total=256, train_rows=256, top=256), "prompt-share") == "warning"
+    assert state(several(2, 256, 2, total=256, train_rows=256, top=130), "prompt-share") == "fine"
+
+
 def test_a_small_set_of_texts_may_repeat_each():
     # 15 texts, each fairly in 6.7% of the pairs: above 5%, but not three times its share
     assert state(several(15, 6000, 15, total=6000, top=400), "prompt-share") == "fine"
