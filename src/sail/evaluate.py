@@ -31,6 +31,7 @@ PROMPTS = 512
 PLAYGROUND = "playground"
 SEED = 42
 """transformers.TrainingArguments' default: what a run without train.seed was trained and closed with."""
+TAKEN = (DATASET, REFERENCE, "policy")
 RESULTS, ANSWERS, JUDGEMENTS = "results.json", "answers.jsonl", "judgements.jsonl"
 
 
@@ -249,9 +250,15 @@ class Plan:
             raise ConfigError("--against reference needs one: give --reference MODEL.")
         found = {name: find_subject(name) for name in wanted if name not in (DATASET, REFERENCE)}
         rivals = {subject.name: subject for subject in found.values()}
-        if len(rivals) < len(found) or {DATASET, REFERENCE, "policy"} & rivals.keys():
+        if len(rivals) < len(found):
             raise ConfigError(
-                "--against was given models of the same name. Evaluate against one of them at a time."
+                "--against was given models of the same name, so their results could not be told apart. Evaluate against one of "
+                "them at a time, each with an --out of its own."
+            )
+        taken = next((name for name in rivals if name in TAKEN or name.endswith("length_controlled")), None)
+        if taken is not None:
+            raise ConfigError(
+                f'--against was given a model whose folder is called "{taken}", a word that the results use themselves. Rename it.'
             )
         return tuple(found[name].name if name in found else name for name in dict.fromkeys(wanted)), rivals
 

@@ -240,6 +240,65 @@ def test_a_model_against_itself_is_a_tie(full: Path, tmp_path: Path) -> None:
     assert (rate["mean"], rate["ties"]) == (0.5, HELD_OUT)
 
 
+@pytest.fixture(scope="module")
+def other(home: Path) -> Path:
+    """Another model than `base`, with other weights, in a folder that is called the same; a copy of it is called otherwise."""
+    for folder in (home / "elsewhere" / "base", home / "renamed"):
+        make_model(scale=0.3, seed=1).save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
+    return home / "elsewhere" / "base"
+
+
+def test_models_in_folders_of_the_same_name_speak_for_themselves(
+    home: Path, other: Path, tmp_path: Path
+) -> None:
+    """The reference and the rival are called as the subject: all is as with a copy of them that is called otherwise."""
+    asked: dict[str, Any] = {
+        "data": str(home / "held.jsonl"),
+        "oracle": f"{home / 'reward.py'}:reward",
+        "max_new_tokens": 8,
+        "prompts": 12,
+    }
+    alike, apart = (
+        measure(home / "base", tmp_path / name, reference=str(model), against=("reference", str(model)), **asked)
+        for name, model in (("alike", other), ("apart", home / "renamed"))
+    )
+    assert alike["samples"] == [
+        {key.replace("renamed", "base"): value for key, value in one.items()} for one in apart["samples"]
+    ]
+    assert alike["metrics"]["kl"] == apart["metrics"]["kl"]
+    assert alike["metrics"]["kl"]["mean"] > 1
+    assert alike["metrics"]["win_rate_base"] == apart["metrics"]["win_rate_renamed"]
+    assert alike["metrics"]["win_rate_base"]["ties"] < 12
+    assert all(one["response"] != one["reference"] for one in alike["samples"])
+
+
+@pytest.mark.parametrize("called", ["step 4", "policy answers", "model"])
+def test_a_rival_called_as_a_part_of_the_evaluation(
+    full: Path, home: Path, other: Path, tmp_path: Path, called: str
+) -> None:
+    """A rival whose folder is called like a checkpoint's answers, or like nothing else: all is the same but its name."""
+    shutil.copytree(other, tmp_path / called)
+    with_rival = {"checkpoints": True, "prompts": 12}
+    plain = measure(full, tmp_path / "a", against=("reference", str(home / "renamed")), **with_rival)
+    found = measure(full, tmp_path / "b", against=("reference", str(tmp_path / called)), **with_rival)
+    assert found["frontier"] == plain["frontier"]
+    assert found["win_rates"] == {
+        called if name == "renamed" else name: value for name, value in plain["win_rates"].items()
+    }
+    assert found["win_rates"][called]["win_rate"]["ties"] < 12
+
+
+def test_a_rival_must_not_be_called_as_the_results_are(
+    full: Path, home: Path, other: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(other, tmp_path / "dataset")
+    with pytest.raises(ConfigError, match='called "dataset", a word that the results use'):
+        measure(full, tmp_path / "out", against=(str(tmp_path / "dataset"),))
+    with pytest.raises(ConfigError, match="models of the same name"):
+        measure(full, tmp_path / "out", against=(str(home / "base"), str(other)))
+
+
 def test_a_bare_model_says_what_it_lacks(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
