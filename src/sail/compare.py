@@ -15,7 +15,7 @@ import yaml
 from sail.errors import DataError
 from sail.evaluation.comparability import BY_PATH, differences, sentences
 from sail.evaluation.files import read_json, write_json
-from sail.evaluation.frontier import Curve, as_curve, at_equal_kl
+from sail.evaluation.frontier import Cells, Curve, as_curve, at_equal_kl, at_equal_kl_by_prompt
 from sail.evaluation.show import limits, print_table
 from sail.evaluation.stats import paired_interval
 from sail.oracle_config import described
@@ -30,6 +30,11 @@ SHOWN = {
     "accuracy": "accuracy",
     "length": "length",
 }
+NO_FRONTIER = "evaluations while training keep no answers by prompt; sail eval --checkpoints of each run does"
+NO_CELLS = (
+    "it needs the answers to at least 10 prompts that both were asked, at every checkpoint: repeat sail eval --checkpoints "
+    "--overwrite of each run, with the same prompts"
+)
 PER = {
     "per_1000_steps": "per 1,000 steps",
     "per_1000_oracle_calls": "per 1,000 oracle calls",
@@ -113,6 +118,21 @@ class Run:
         return as_curve(
             [((p.get("kl") or {}).get("mean"), (p.get("reward") or {}).get("mean")) for p in points]
         )
+
+    @property
+    def frontier_cells(self) -> Cells:
+        """What each prompt tells of the frontier's points, means over its samples; {} where the file does not keep it."""
+        points = self.measured.get("frontier_samples") or []
+        if len(points) != len(self.measured.get("frontier") or []):
+            return {}
+        places: dict[str, list[int]] = {}
+        for place, one in enumerate(self.measured.get("samples") or []):
+            places.setdefault(json.dumps(one["prompt"], sort_keys=True), []).append(place)
+        columns = [(point["log_ratio"], point["reward"]) for point in points]
+        return {
+            prompt: [(_mean_at(kl, rows), _mean_at(reward, rows)) for kl, reward in columns]
+            for prompt, rows in places.items()
+        }
 
     @property
     def course(self) -> Curve:
@@ -205,10 +225,24 @@ def paired(run: Run, to: Run) -> dict[str, Any]:
 
 
 def equal_kl(run: Run, to: Run) -> dict[str, Any] | None:
-    """Both runs' rewards at equal KL (see frontier.py), on the frontiers that sail eval measured, else on their evaluations."""
-    measured = len(run.frontier) > 1 and len(to.frontier) > 1
-    found = at_equal_kl(run.frontier, to.frontier) if measured else at_equal_kl(run.course, to.course)
-    return None if found is None else {"curves": "frontier" if measured else "metrics.jsonl", **found}
+    """Both runs' rewards at equal KL (see frontier.py), on the frontiers that sail eval measured, else on their evaluations.
+
+    "interval": of the mean difference, over the prompts that both were asked; where it is None, "no_interval" says why.
+    """
+    if len(run.frontier) < 2 or len(to.frontier) < 2:
+        found = at_equal_kl(run.course, to.course)
+        why = {"curves": "metrics.jsonl", "interval": None, "no_interval": NO_FRONTIER}
+        return None if found is None else {**found, **why}
+    sure = at_equal_kl_by_prompt(run.frontier_cells, to.frontier_cells)
+    if sure is not None:
+        return {**sure, "interval": asdict(sure["interval"]), "curves": "frontier", "no_interval": None}
+    found = at_equal_kl(run.frontier, to.frontier)
+    why = {"curves": "frontier", "interval": None, "no_interval": NO_CELLS}
+    return None if found is None else {**found, **why}
+
+
+def _mean_at(values: Sequence[float], places: Sequence[int]) -> float:
+    return sum(values[place] for place in places) / len(places)
 
 
 def normalised(run: Run) -> dict[str, Any]:
@@ -311,10 +345,12 @@ def _print_equal_kl(name: str, to: str, read: dict[str, Any] | None) -> None:
         )
         return
     points = "; ".join(f"{one['difference']:+.2f} at {one['kl']:.2f}" for one in read["reads"])
-    print(
-        f"{name} minus {to} at equal KL (nats), between {read['low']:.2f} and {read['high']:.2f}: {points}; "
-        f"mean {read['mean_difference']:+.2f} (one run each, no interval)."
-    )
+    if read["interval"] is None:
+        mean, luck = f"{read['mean_difference']:+.2f}", f"no interval: {read['no_interval']}"
+    else:
+        mean = limits(read["interval"], sign=True)
+        luck = f"95% interval over {read['interval']['n']} prompts; one run each, so the luck of the seed is not in it"
+    print(f"{name} minus {to} at equal KL (nats): {points}; mean {mean} ({luck}).")
 
 
 def _count(value: Any) -> str:

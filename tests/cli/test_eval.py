@@ -206,6 +206,13 @@ def test_checkpoints_make_a_frontier(full: Path, tmp_path: Path, capsys: pytest.
     assert start["kl"]["mean"] == 0
     assert end["reward"] == found["metrics"]["reward"]
     assert 0 < middle["kl"]["mean"] < end["kl"]["mean"]
+    kept = found["frontier_samples"]
+    assert [point["step"] for point in kept] == [0, 4, 8]
+    for point, answers in zip(found["frontier"], kept, strict=True):
+        for name, column in (("reward", "reward"), ("kl", "log_ratio")):
+            mean = sum(answers[column]) / HELD_OUT
+            assert mean == pytest.approx(point[name]["mean"]), (point["step"], name)
+    assert kept[2]["reward"] == [one["reward"] for one in found["samples"]]
     assert "checkpoints" in capsys.readouterr().out
 
 

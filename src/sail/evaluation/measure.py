@@ -247,7 +247,8 @@ class Evaluation:
         return [Verdict(**{key: value for key, value in row.items() if key != "row"}) for row in kept]
 
     def results(self) -> dict[str, Any]:
-        """metrics (intervals by name), win_rates, questions, frontier, samples, left_out, notes, oracle_calls."""
+        """metrics (intervals by name), win_rates, questions, frontier, frontier_samples, samples, left_out, notes,
+        oracle_calls."""
         setup, clusters = self.setup, self.setup.questions.clusters
         metrics: Numbers = {}
         if clusters:
@@ -275,6 +276,7 @@ class Evaluation:
             "questions": table(setup.benchmark, self.scores) if self.scores else None,
             "conversations": self._conversations(),
             "frontier": self._frontier(metrics, clusters),
+            "frontier_samples": self._frontier_samples(),
             "samples": self._samples(),
             "left_out": self.left_out,
             "notes": self.notes,
@@ -312,6 +314,24 @@ class Evaluation:
         if self.setup.step is not None:
             points.append({"step": self.setup.step, **self._point(POLICY, clusters)})
         return sorted(points, key=lambda point: point["step"])
+
+    def _frontier_samples(self) -> list[dict[str, Any]]:
+        """[{"step", "reward", "log_ratio"}] of the points that have both: lists in the order of `samples`. At the start every
+        log-ratio is 0."""
+        if not self.setup.frontier or not self.at_one:
+            return []
+        parts = {step: part_of_step(step) for step in self.setup.checkpoints}
+        if self.setup.step is not None:
+            parts[self.setup.step] = POLICY
+        found = []
+        if REFERENCE in self.rewards:
+            none = [0.0] * len(self.rewards[REFERENCE])
+            found.append({"step": 0, "reward": self.rewards[REFERENCE], "log_ratio": none})
+        for step, part in sorted(parts.items()):
+            if part in self.rewards and part in self.log_ratios:
+                row = {"step": step, "reward": self.rewards[part], "log_ratio": self.log_ratios[part]}
+                found.append(row)
+        return found
 
     def _point(self, name: str, clusters: Sequence[Hashable]) -> dict[str, Any]:
         lengths = [float(len(one.ids)) for one in self.sampled[name]]
