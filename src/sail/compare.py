@@ -10,9 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sail.errors import DataError
+from sail.evaluation import checked
 from sail.evaluation.comparability import BY_PATH, differences, sentences
 from sail.evaluation.files import read_json, write_json
 from sail.evaluation.frontier import Cells, Curve, as_curve, at_equal_kl, at_equal_kl_by_prompt
@@ -35,6 +34,7 @@ NO_CELLS = (
     "it needs the answers to at least 10 prompts that both were asked, at every checkpoint: repeat sail eval --checkpoints "
     "--overwrite of each run, with the same prompts"
 )
+COLUMNS = (*PAIRED, "reward_reference")
 PER = {
     "per_1000_steps": "per 1,000 steps",
     "per_1000_oracle_calls": "per 1,000 oracle calls",
@@ -45,7 +45,7 @@ PER = {
 @dataclass(frozen=True)
 class Run:
     """A run folder as it is compared: its settings, what it cost (results.json), and what was measured of it (`measured`:
-    the same file, or eval/results.json)."""
+    the same file, or eval/results.json). All three as checked.py lets them through."""
 
     name: str
     folder: Path
@@ -57,14 +57,12 @@ class Run:
     @property
     def train(self) -> dict[str, Any]:
         """The section train of the settings."""
-        section = self.config.get("train")
-        return section if isinstance(section, dict) else {}
+        return self.config.get("train") or {}
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Intervals by name."""
-        found = self.measured.get("metrics")
-        return found if isinstance(found, dict) else {}
+        return self.measured.get("metrics") or {}
 
     @cached_property
     def by_prompt(self) -> dict[str, dict[str, float]]:
@@ -138,7 +136,8 @@ class Run:
     def course(self) -> Curve:
         """Reward over KL of the evaluations while training."""
         lines = _lines(self.folder / "metrics.jsonl")
-        return as_curve([(line.get("eval_kl"), line.get("eval_reward")) for line in lines])
+        points = [(line.get("eval_kl"), line.get("eval_reward")) for line in lines]
+        return as_curve([point for point in points if all(map(checked.is_number, point))])
 
     @property
     def hours(self) -> float | None:
@@ -171,8 +170,13 @@ def compare(
         "differences": {run.name: paired(run, first) for run in others},
         "equal_kl": {run.name: equal_kl(run, first) for run in others},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, found)
+    if out.is_dir():
+        raise DataError(f"{out} cannot be written: it is a folder. Name a file with --out.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, found)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error}. Name another file with --out.") from None
     _print(found)
     print(f"\nAll of it: {out}")
     return found
@@ -198,15 +202,16 @@ def _read_run(folder: Path, name: str, evaluated: bool) -> Run:
         raise DataError(
             f"{folder} is not a run folder: it has no {settings.name}. Give the train.output_dir of a run."
         )
-    config = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    results = read_json(folder / "results.json")
-    source = folder / "eval" / "results.json" if evaluated else folder / "results.json"
-    measured = read_json(source)
+    config = checked.settings(settings)
+    results = checked.results(folder / "results.json", COLUMNS)
+    source = folder / "eval" / "results.json"
+    measured = checked.results(source, COLUMNS) if evaluated else results
+    source = source if evaluated else folder / "results.json"
     if not measured:
         raise DataError(
             f"{folder} has no results yet. Let the run end, or measure every run to be compared with sail eval."
         )
-    return Run(name, folder, config if isinstance(config, dict) else {}, results, measured, str(source))
+    return Run(name, folder, config, results, measured, str(source))
 
 
 def paired(run: Run, to: Run) -> dict[str, Any]:
@@ -300,7 +305,7 @@ def _checkpoint_rows(folder: Path) -> str | None:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file."""
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
             value = json.loads(line)
         except ValueError:

@@ -271,6 +271,80 @@ def test_what_is_missing_is_named(two, tmp_path) -> None:
         compare(two, out=tmp_path / "c.json")
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.resolved.yaml", "train: {preset: [", r"config\.resolved\.yaml cannot be read as YAML"),
+        ("config.resolved.yaml", "train: {seed: 1}\n\tdata: x", "cannot be read as YAML"),
+        ("config.resolved.yaml", "- a\n- b", r'it must hold names and values; it is \["a", "b"\]'),
+        ("config.resolved.yaml", "data: pairs.jsonl", "data must hold names and values"),
+        ("config.resolved.yaml", "train: [1]", "train must hold names and values"),
+        (
+            "config.resolved.yaml",
+            "train: {per_device_train_batch_size: eight}",
+            "train.per_device_train_batch_size must be a number",
+        ),
+        ("results.json", "{", "cannot be read as JSON"),
+        ("results.json", "[]", "it must hold names and values"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(two, tmp_path, file: str, text: str, said: str) -> None:
+    (two[1] / file).write_text(text)
+    with pytest.raises(DataError, match=rf"two/.*{said}.*put a copy back"):
+        compare(two, out=tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"steps": "fifty"}, 'steps must be a number; it is "fifty"'),
+        ({"steps": True}, "steps must be a number; it is true"),
+        ({"seconds_per_step": "0.4"}, 'seconds_per_step must be a number; it is "0.4"'),
+        ({"seconds_per_step": float("nan")}, "seconds_per_step must be a number; it is NaN"),
+        ({"oracle_calls": []}, "oracle_calls must be a number"),
+        ({"samples": "none"}, 'samples must be a list of objects; it is "none"'),
+        ({"samples": ["a", "b"]}, r'samples\[0\] must hold names and values; it is "a"'),
+        ({"samples": [{"reward": 1.0}]}, r"samples\[0\] must have a prompt"),
+        ({"samples": [{"prompt": "p", "reward": "good"}]}, r"samples\[0\].reward must be a number"),
+        ({"metrics": [1]}, "metrics must hold names and values"),
+        ({"metrics": {"reward": 1.0}}, "metrics.reward must hold names and values"),
+        ({"metrics": {"reward": {"mean": "1"}}}, "metrics.reward.mean must be a number"),
+        ({"fingerprints": {"reference": 7}}, "fingerprints.reference must be a text"),
+        ({"settings": "none"}, "settings must hold names and values"),
+        ({"frontier": {"step": 0}}, "frontier must be a list of objects"),
+        ({"frontier": [{"kl": {"mean": "0"}}]}, r"frontier\[0\].kl.mean must be a number"),
+        (
+            {"frontier_samples": [{"reward": [1.0], "log_ratio": [1.0]}]},
+            r"frontier_samples\[0\].reward must be a list of 12",
+        ),
+    ],
+)
+def test_an_entry_that_is_something_else_is_named(
+    two, tmp_path, changes: dict[str, Any], said: str
+) -> None:
+    change(two[1], "results.json", **changes)
+    with pytest.raises(DataError, match=rf"two/results\.json: {said}.*leave the run out"):
+        compare(two, out=tmp_path / "c.json")
+
+
+def test_half_an_interval_and_torn_log_lines_are_no_hindrance(two, tmp_path) -> None:
+    change(two[1], "results.json", metrics={"reward": {"mean": 1.0}, "kl": {"mean": 1.0, "low": 0.5}})
+    with (two[1] / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"eval_kl": "far", "eval_reward": 1}\n{"eval_kl": NaN, "eval_reward": 1}\n\xff{"eval')
+    found = run_compare(two, tmp_path)
+    assert found["runs"]["two"]["metrics"]["kl"] == {"mean": 1.0, "low": None, "high": None}
+    assert found["equal_kl"]["two"] is not None
+
+
+def test_an_output_that_cannot_be_written_is_said(two, tmp_path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path, tmp_path / "file" / "compare.json"):
+        with pytest.raises(DataError, match="cannot be written.*--out"):
+            compare(two, out=out)
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not tmp_path.with_name(tmp_path.name + ".tmp").exists()
+
+
 def test_no_torch_is_loaded() -> None:
     code = "import sys, sail.compare, sail.evaluation.show; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
