@@ -266,7 +266,7 @@ class Plan:
         taken = next((name for name in rivals if name in TAKEN or name.endswith("length_controlled")), None)
         if taken is not None:
             raise ConfigError(
-                f'--against was given a model whose folder is called "{taken}", a word that the results use themselves. Rename it.'
+                f'--against was given a model whose folder is called "{taken}", a word that the results use. Rename it.'
             )
         return tuple(found[name].name if name in found else name for name in dict.fromkeys(wanted)), rivals
 

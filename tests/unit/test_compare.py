@@ -61,8 +61,8 @@ def test_nothing_is_said_outside_of_what_both_have_seen() -> None:
 
 
 def cells(gain: float, prompts: int, *, noise: float = 0.0, spread: float = 0.0, seed: int = 0) -> Cells:
-    """Points at KL 0, 1, 2 for every prompt, rewards 0, then `gain`; a prompt's offset of size `spread` is the same in all runs, its
-    noise of size `noise` is the run's own."""
+    """Points at KL 0, 1, 2 for every prompt, rewards 0, then `gain`; a prompt's offset of size `spread` is the same in all
+    runs, its noise of size `noise` is the run's own."""
     offset, own = np.random.default_rng(9).normal(size=prompts), np.random.default_rng(seed)
     found = {}
     for k, here in enumerate(offset * spread):
@@ -72,8 +72,8 @@ def cells(gain: float, prompts: int, *, noise: float = 0.0, spread: float = 0.0,
 
 
 def test_the_interval_at_equal_kl_is_students() -> None:
-    """The reads are at KL .5, 1, 1.5 and 2; at .5 half of the later difference d is read, so the mean is 3.5 d / 4: the limits are
-    .875 of Student's interval (scipy) of d over the prompts, within the bootstrap's own error."""
+    """The reads are at KL .5, 1, 1.5 and 2; at .5 half of the later difference d is read, so the mean is 3.5 d / 4: the
+    limits are .875 of Student's interval (scipy) of d over the prompts, within the bootstrap's own error."""
     one, other = cells(1.5, 300, noise=1.0, seed=1), cells(1.0, 300, noise=1.0, seed=2)
     gaps = np.array([one[key][2][1] - other[key][2][1] for key in one])
     expected = stats.t.interval(0.95, 299, gaps.mean(), stats.sem(gaps))
@@ -233,7 +233,9 @@ def test_a_frontier_goes_before_the_course_of_training(two, tmp_path, capsys) ->
     course = run_compare(two, tmp_path)["equal_kl"]["two"]
     assert (course["curves"], course["interval"]) == ("metrics.jsonl", None)
     said = " ".join(capsys.readouterr().out.split())
-    assert "no interval: evaluations while training keep no answers by prompt; sail eval --checkpoints" in said
+    assert (
+        "no interval: evaluations while training keep no answers by prompt; sail eval --checkpoints" in said
+    )
     write_frontier(two, by_prompt=False)
     found = run_compare(two, tmp_path)
     assert found["equal_kl"]["two"]["curves"] == "frontier"
@@ -319,9 +321,7 @@ def test_a_file_that_cannot_be_read_is_named(two, tmp_path, file: str, text: str
         ),
     ],
 )
-def test_an_entry_that_is_something_else_is_named(
-    two, tmp_path, changes: dict[str, Any], said: str
-) -> None:
+def test_an_entry_that_is_something_else_is_named(two, tmp_path, changes: dict[str, Any], said: str) -> None:
     change(two[1], "results.json", **changes)
     with pytest.raises(DataError, match=rf"two/results\.json: {said}.*leave the run out"):
         compare(two, out=tmp_path / "c.json")
@@ -339,7 +339,7 @@ def test_half_an_interval_and_torn_log_lines_are_no_hindrance(two, tmp_path) -> 
 def test_an_output_that_cannot_be_written_is_said(two, tmp_path) -> None:
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path, tmp_path / "file" / "compare.json"):
-        with pytest.raises(DataError, match="cannot be written.*--out"):
+        with pytest.raises(DataError, match=r"cannot be written.*--out"):
             compare(two, out=out)
     assert (tmp_path / "file").read_text() == "mine"
     assert not tmp_path.with_name(tmp_path.name + ".tmp").exists()

@@ -100,7 +100,7 @@ def test_a_second_one_at_the_same_time_is_refused(tmp_path, overwrite: bool) -> 
     with Journal(path, HEADER) as journal:
         journal.chunk("one", maker("one"))
         before = path.read_bytes()
-        with pytest.raises(SailError, match="Another sail eval is writing .*answers.jsonl now"):
+        with pytest.raises(SailError, match=r"Another sail eval is writing .*answers\.jsonl now"):
             Journal(path, HEADER, overwrite=overwrite)
         assert path.read_bytes() == before
         journal.chunk("two", maker("two"))
@@ -139,8 +139,8 @@ def test_a_refused_file_is_not_held(tmp_path) -> None:
 
 def test_a_file_in_the_place_of_the_folder_is_said(tmp_path) -> None:
     (tmp_path / "mine").write_text("notes")
-    with pytest.raises(SailError, match="cannot be written.*--out"):
+    with pytest.raises(SailError, match=r"cannot be written.*--out"):
         Journal(tmp_path / "mine" / "answers.jsonl", HEADER)
     (tmp_path / "answers.jsonl").mkdir()
-    with pytest.raises(SailError, match="cannot be written.*--out"):
+    with pytest.raises(SailError, match=r"cannot be written.*--out"):
         Journal(tmp_path / "answers.jsonl", HEADER)

@@ -1,4 +1,4 @@
-"""What a run's files hold, checked before anything is computed of it, so that a damaged file is named and not stumbled over. No torch."""
+"""What a run's files hold, checked before anything is computed of it: a damaged file is named. No torch."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def _interval(value: Any, path: Path, where: str) -> None:
     """Limits are there both or not at all afterwards."""
     found = _mapping(value, path, where)
     limits = [
-        _optional(_number, found.setdefault(part), path, f"{where}.{part}") for part in ("mean", "low", "high")
+        _optional(_number, found.setdefault(part), path, f"{where}.{part}")
+        for part in ("mean", "low", "high")
     ]
     if None in limits:
         found.update(low=None, high=None)

@@ -112,7 +112,7 @@ class Journal:
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock an open file for this process, or refuse. Where the file system has no locks, or the system (Windows), there is none."""
+    """Lock an open file for this process, or refuse. Where the file system or Windows has no such locks, there is none."""
     try:
         import fcntl
 

@@ -190,7 +190,9 @@ class Evaluation:
                 self.rewards[part] = self._reward(setup.oracle, part, texts)
         for name in setup.against if setup.oracle is not None else ():
             if isinstance(setup.oracle, ScoringOracle):
-                self.verdicts[name] = win_rate.from_scores(self.rewards[POLICY], self.rewards[part_of_rival(name)])
+                self.verdicts[name] = win_rate.from_scores(
+                    self.rewards[POLICY], self.rewards[part_of_rival(name)]
+                )
             elif setup.oracle is not None:
                 self.verdicts[name] = self._judge(setup.oracle, name)
         if setup.benchmark and setup.judge is not None:
