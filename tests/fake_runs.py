@@ -74,7 +74,9 @@ def write_run(folder: Path, method: str, *, lines: int = 400, pairs_per_step: in
         write_audit(folder, method, range(4, 4 * lines, 16))
     share = sum(w for route, w in MIXTURE[method].items() if route in ("dpp", "dpr"))
     rows = round(pairs_per_step * lines / share) if online else 16 * lines  # one epoch, every prompt met once
-    (folder / "results.json").write_text(json.dumps({**results(method, rng), "train_rows": rows}))
+    (folder / "results.json").write_text(
+        json.dumps({**results(method, rng), "train_rows": rows, "train_prompts": rows})
+    )
     return folder
 
 
@@ -132,6 +134,9 @@ def training_line(method: str, i: int, lines: int, rng) -> dict:
         "response/empty": 0.0 if online else None,
         "oracle/calls": 16 * i if "dpr" in MIXTURE[method] else 0,
         "oracle/abstained": 0,
+        "ratio/mean": None,
+        "ratio/ess": None,
+        "ratio/clipped": None,
         "something/new": "text",
     }
     for route, weight in MIXTURE[method].items():

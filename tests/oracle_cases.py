@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -136,13 +136,14 @@ CASES: dict[str, Case] = {
 
 
 def by_worth(question: str) -> str | None:
-    """What the scripted judge says: it reads both responses out of the question. None: the server refuses the question."""
+    """What the scripted judge says: it reads the responses out of the question, and one alone gets a third of its worth. None:
+    the server refuses the question."""
     if "broken" in question:
         return None
     if "silent" in question:
         return "I cannot tell."
     found = [int(number) for number in re.findall(r"worth (\d+)", question)]
-    return f"[[{'A' if found[0] > found[1] else 'B'}]]"
+    return f"[[{f'{found[0] / 3:.1f}' if len(found) == 1 else 'A' if found[0] > found[1] else 'B'}]]"
 
 
 @contextmanager
@@ -188,6 +189,17 @@ def judge(folder: Path) -> Iterator[Oracle]:
 
 
 @contextmanager
+def score_judge(folder: Path) -> Iterator[Oracle]:
+    from sail.oracles.judge import ScoreJudge
+
+    with (
+        judge_server(by_worth) as url,
+        closing(ScoreJudge(url, "scripted", patience=ONCE, concurrency=4)) as oracle,
+    ):
+        yield oracle
+
+
+@contextmanager
 def people(folder: Path) -> Iterator[Oracle]:
     from annotators import Worker
     from sail.oracles.people import People
@@ -213,6 +225,7 @@ def _there(module: str) -> bool:
 
 if _there("sail.oracles.judge"):
     CASES["judge"] = Case(judge)
+    CASES["score judge"] = Case(score_judge)
 if _there("sail.oracles.people"):
     # Nobody is made to fail by a row: who cannot say skips it.
     CASES["people"] = Case(people, broken=False)

@@ -10,12 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sail.errors import DataError
+from sail.evaluation import checked
 from sail.evaluation.comparability import BY_PATH, differences, sentences
 from sail.evaluation.files import read_json, write_json
-from sail.evaluation.frontier import Curve, as_curve, at_equal_kl
+from sail.evaluation.frontier import Cells, Curve, as_curve, at_equal_kl, at_equal_kl_by_prompt
 from sail.evaluation.show import limits, print_table
 from sail.evaluation.stats import paired_interval
 from sail.oracle_config import described
@@ -30,6 +29,12 @@ SHOWN = {
     "accuracy": "accuracy",
     "length": "length",
 }
+NO_FRONTIER = "evaluations while training keep no answers by prompt; sail eval --checkpoints of each run does"
+NO_CELLS = (
+    "it needs the answers to at least 10 prompts that both were asked, at every checkpoint: repeat sail eval --checkpoints "
+    "--overwrite of each run, with the same prompts"
+)
+COLUMNS = (*PAIRED, "reward_reference")
 PER = {
     "per_1000_steps": "per 1,000 steps",
     "per_1000_oracle_calls": "per 1,000 oracle calls",
@@ -40,7 +45,7 @@ PER = {
 @dataclass(frozen=True)
 class Run:
     """A run folder as it is compared: its settings, what it cost (results.json), and what was measured of it (`measured`:
-    the same file, or eval/results.json)."""
+    the same file, or eval/results.json). All three as checked.py lets them through."""
 
     name: str
     folder: Path
@@ -52,14 +57,12 @@ class Run:
     @property
     def train(self) -> dict[str, Any]:
         """The section train of the settings."""
-        section = self.config.get("train")
-        return section if isinstance(section, dict) else {}
+        return self.config.get("train") or {}
 
     @property
     def metrics(self) -> dict[str, Any]:
         """Intervals by name."""
-        found = self.measured.get("metrics")
-        return found if isinstance(found, dict) else {}
+        return self.measured.get("metrics") or {}
 
     @cached_property
     def by_prompt(self) -> dict[str, dict[str, float]]:
@@ -115,10 +118,26 @@ class Run:
         )
 
     @property
+    def frontier_cells(self) -> Cells:
+        """What each prompt tells of the frontier's points, means over its samples; {} where the file does not keep it."""
+        points = self.measured.get("frontier_samples") or []
+        if len(points) != len(self.measured.get("frontier") or []):
+            return {}
+        places: dict[str, list[int]] = {}
+        for place, one in enumerate(self.measured.get("samples") or []):
+            places.setdefault(json.dumps(one["prompt"], sort_keys=True), []).append(place)
+        columns = [(point["log_ratio"], point["reward"]) for point in points]
+        return {
+            prompt: [(_mean_at(kl, rows), _mean_at(reward, rows)) for kl, reward in columns]
+            for prompt, rows in places.items()
+        }
+
+    @property
     def course(self) -> Curve:
         """Reward over KL of the evaluations while training."""
         lines = _lines(self.folder / "metrics.jsonl")
-        return as_curve([(line.get("eval_kl"), line.get("eval_reward")) for line in lines])
+        points = [(line.get("eval_kl"), line.get("eval_reward")) for line in lines]
+        return as_curve([point for point in points if all(map(checked.is_number, point))])
 
     @property
     def hours(self) -> float | None:
@@ -151,8 +170,13 @@ def compare(
         "differences": {run.name: paired(run, first) for run in others},
         "equal_kl": {run.name: equal_kl(run, first) for run in others},
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, found)
+    if out.is_dir():
+        raise DataError(f"{out} cannot be written: it is a folder. Name a file with --out.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, found)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error}. Name another file with --out.") from None
     _print(found)
     print(f"\nAll of it: {out}")
     return found
@@ -178,15 +202,16 @@ def _read_run(folder: Path, name: str, evaluated: bool) -> Run:
         raise DataError(
             f"{folder} is not a run folder: it has no {settings.name}. Give the train.output_dir of a run."
         )
-    config = yaml.safe_load(settings.read_text(encoding="utf-8"))
-    results = read_json(folder / "results.json")
-    source = folder / "eval" / "results.json" if evaluated else folder / "results.json"
-    measured = read_json(source)
+    config = checked.settings(settings)
+    results = checked.results(folder / "results.json", COLUMNS)
+    source = folder / "eval" / "results.json"
+    measured = checked.results(source, COLUMNS) if evaluated else results
+    source = source if evaluated else folder / "results.json"
     if not measured:
         raise DataError(
             f"{folder} has no results yet. Let the run end, or measure every run to be compared with sail eval."
         )
-    return Run(name, folder, config if isinstance(config, dict) else {}, results, measured, str(source))
+    return Run(name, folder, config, results, measured, str(source))
 
 
 def paired(run: Run, to: Run) -> dict[str, Any]:
@@ -205,10 +230,24 @@ def paired(run: Run, to: Run) -> dict[str, Any]:
 
 
 def equal_kl(run: Run, to: Run) -> dict[str, Any] | None:
-    """Both runs' rewards at equal KL (see frontier.py), on the frontiers that sail eval measured, else on their evaluations."""
-    measured = len(run.frontier) > 1 and len(to.frontier) > 1
-    found = at_equal_kl(run.frontier, to.frontier) if measured else at_equal_kl(run.course, to.course)
-    return None if found is None else {"curves": "frontier" if measured else "metrics.jsonl", **found}
+    """Both runs' rewards at equal KL (see frontier.py), on the frontiers that sail eval measured, else on their evaluations.
+
+    "interval": of the mean difference, over the prompts that both were asked; where it is None, "no_interval" says why.
+    """
+    if len(run.frontier) < 2 or len(to.frontier) < 2:
+        found = at_equal_kl(run.course, to.course)
+        why = {"curves": "metrics.jsonl", "interval": None, "no_interval": NO_FRONTIER}
+        return None if found is None else {**found, **why}
+    sure = at_equal_kl_by_prompt(run.frontier_cells, to.frontier_cells)
+    if sure is not None:
+        return {**sure, "interval": asdict(sure["interval"]), "curves": "frontier", "no_interval": None}
+    found = at_equal_kl(run.frontier, to.frontier)
+    why = {"curves": "frontier", "interval": None, "no_interval": NO_CELLS}
+    return None if found is None else {**found, **why}
+
+
+def _mean_at(values: Sequence[float], places: Sequence[int]) -> float:
+    return sum(values[place] for place in places) / len(places)
 
 
 def normalised(run: Run) -> dict[str, Any]:
@@ -266,7 +305,7 @@ def _checkpoint_rows(folder: Path) -> str | None:
 def _lines(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file."""
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         try:
             value = json.loads(line)
         except ValueError:
@@ -311,10 +350,12 @@ def _print_equal_kl(name: str, to: str, read: dict[str, Any] | None) -> None:
         )
         return
     points = "; ".join(f"{one['difference']:+.2f} at {one['kl']:.2f}" for one in read["reads"])
-    print(
-        f"{name} minus {to} at equal KL (nats), between {read['low']:.2f} and {read['high']:.2f}: {points}; "
-        f"mean {read['mean_difference']:+.2f} (one run each, no interval)."
-    )
+    if read["interval"] is None:
+        mean, luck = f"{read['mean_difference']:+.2f}", f"no interval: {read['no_interval']}"
+    else:
+        mean = limits(read["interval"], sign=True)
+        luck = f"95% interval over {read['interval']['n']} prompts; one run each, so the luck of the seed is not in it"
+    print(f"{name} minus {to} at equal KL (nats): {points}; mean {mean} ({luck}).")
 
 
 def _count(value: Any) -> str:

@@ -14,7 +14,7 @@ from sail.data.encode import EncodedRow, encode_prompt, encode_rows, eos_ids
 from sail.data.sources import load_rows
 from sail.errors import ConfigError
 from sail.evaluation.files import write_json
-from sail.evaluation.fingerprint import file_fingerprint
+from sail.evaluation.fingerprint import file_fingerprint, model_fingerprint
 from sail.evaluation.journal import Journal
 from sail.evaluation.measure import DATASET, REFERENCE, Evaluation, Setup, Voice
 from sail.evaluation.questions import Question, Score, load_questions
@@ -25,12 +25,20 @@ from sail.generation import SamplingSettings
 from sail.oracle_config import FunctionOracle
 from sail.oracles import Oracle, as_oracle, for_measuring, load_callable
 from sail.oracles.ledger import hash_of
-from sail.subject import Subject, checkpoint_subjects, find_subject, generation_config, stored_type
+from sail.subject import (
+    Subject,
+    checkpoint_subjects,
+    context_of,
+    find_subject,
+    generation_config,
+    stored_type,
+)
 
 PROMPTS = 512
 PLAYGROUND = "playground"
 SEED = 42
 """transformers.TrainingArguments' default: what a run without train.seed was trained and closed with."""
+TAKEN = (DATASET, REFERENCE, "policy")
 RESULTS, ANSWERS, JUDGEMENTS = "results.json", "answers.jsonl", "judgements.jsonl"
 
 
@@ -73,17 +81,18 @@ def evaluate(options: EvalOptions) -> dict[str, Any]:
         evaluation.left_out.update(plan.left_out)
         evaluation.speak()
         evaluation.ask()
-    found = evaluation.results()
-    found["metrics"].update(refusals(found["samples"]))
-    results = {
-        "subject": options.subject,
-        "run": None if plan.subject.run is None else str(plan.subject.run),
-        "steps": plan.subject.step,
-        "settings": {**header, **asked, "beta": setup.beta},
-        **found,
-        "notes": [*plan.subject.notes, *plan.notes, *found["notes"]],
-    }
-    write_json(plan.out / RESULTS, results)
+        found = evaluation.results()
+        found["metrics"].update(refusals(found["samples"]))
+        results = {
+            "subject": options.subject,
+            "run": None if plan.subject.run is None else str(plan.subject.run),
+            "steps": plan.subject.step,
+            "settings": {**header, **asked, "beta": setup.beta},
+            **found,
+            "notes": [*plan.subject.notes, *plan.notes, *found["notes"]],
+        }
+        # While the journals are locked, so that no other evaluation writes it too.
+        write_json(plan.out / RESULTS, results)
     print_evaluation(results, plan.out / RESULTS)
     return results
 
@@ -248,9 +257,15 @@ class Plan:
             raise ConfigError("--against reference needs one: give --reference MODEL.")
         found = {name: find_subject(name) for name in wanted if name not in (DATASET, REFERENCE)}
         rivals = {subject.name: subject for subject in found.values()}
-        if len(rivals) < len(found) or {DATASET, REFERENCE, "policy"} & rivals.keys():
+        if len(rivals) < len(found):
             raise ConfigError(
-                "--against was given models of the same name. Evaluate against one of them at a time."
+                "--against was given models of the same name, so their results could not be told apart. Evaluate against one of "
+                "them at a time, each with an --out of its own."
+            )
+        taken = next((name for name in rivals if name in TAKEN or name.endswith("length_controlled")), None)
+        if taken is not None:
+            raise ConfigError(
+                f'--against was given a model whose folder is called "{taken}", a word that the results use. Rename it.'
             )
         return tuple(found[name].name if name in found else name for name in dict.fromkeys(wanted)), rivals
 
@@ -293,7 +308,11 @@ class Plan:
 
     def _out(self) -> Path:
         if self.options.out is not None:
-            return Path(self.options.out)
+            out = Path(self.options.out)
+            file = next((one for one in (out, *out.parents) if one.exists() and not one.is_dir()), None)
+            if file is not None:
+                raise ConfigError(f"--out {out} must be a folder, and {file} is a file. Name a folder.")
+            return out
         if self.subject.run is None:
             return Path("eval") / self.subject.name
         inside = Path(self.options.subject).name if "/" in self.subject.name else ""
@@ -308,6 +327,7 @@ class Plan:
             "against": " ".join(self.against),
             **{f"model {name}": rival.fingerprint for name, rival in self.rivals.items()},
             "checkpoints": checkpoints or None,
+            "tokenizer": model_fingerprint(self._tokenizer_name()),
             "data": self.fingerprint,
             "prompts": len(self._by_prompt()),
             "samples": self.options.samples,
@@ -352,6 +372,19 @@ class Plan:
             judge_name="" if self.scorer_fingerprint is None else self.scorer_fingerprint.split()[0],
         )
 
+    def _check_room(self, subject: Subject, longest: int) -> None:
+        """Refuse answers that do not fit behind the longest prompt: beyond its context a model says anything."""
+        context = context_of(subject.base or subject.model)
+        if context is None or not longest or longest + self.max_new_tokens <= context:
+            return
+        whole = f"The context of {subject.name} has {context} tokens, and the longest prompt {longest}"
+        if longest >= context:
+            raise ConfigError(f"{whole}: there is no room for an answer. Give shorter prompts with --data.")
+        raise ConfigError(
+            f"{whole}: there is room for answers of {context - longest} tokens, not of {self.max_new_tokens}. Give "
+            f"--max-new-tokens {context - longest} or less."
+        )
+
     def _voice(self, subject: Subject, tokenizer: Any, questions: Questions) -> Voice:
         """A model with its settings; its end-of-turn tokens are known from its files alone."""
         settings = SamplingSettings(
@@ -363,6 +396,7 @@ class Plan:
         )
         same = tokenizer is self.tokenizer
         ids = questions.ids if same else [encode_prompt(tokenizer, prompt) for prompt in questions.prompts]
+        self._check_room(subject, max(map(len, ids), default=0))
         own = stored_type(self.subject.base or self.subject.model)
         # The reference in the policy's precision: else their log-probs differ by rounding too.
         arguments = {"dtype": own} if subject is self.reference and own is not None else {}

@@ -17,6 +17,7 @@ from sail.evaluation.fingerprint import weights_fingerprint
 from sail.evaluation.show import show
 from sail.generation.scoring import unwrapped
 from sail.oracles import for_measuring
+from sail.report.pairs_file import key_of
 from sail.report.record import read_run
 from sail.trainer import SAILTrainer
 from sail.training.models import merged
@@ -66,6 +67,7 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
     results: dict[str, Any] = {
         "steps": trainer.state.global_step,
         "train_rows": 0 if trainer.train_dataset is None else len(trainer.train_dataset),
+        "train_prompts": 0 if trainer.train_dataset is None else distinct_prompts(trainer.train_dataset),
         "rows_per_step": per_step * arguments.world_size,
         **totals,
         "metrics": {},
@@ -101,6 +103,11 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
     # To those of the evaluations while training.
     results["oracle_calls_in_evaluation"] = results.get("oracle_calls_in_evaluation", 0) + findings.calls
     return results
+
+
+def distinct_prompts(dataset: EncodedDataset) -> int:
+    """Different prompts of the rows, conversations by their JSON: fewer than rows where a prompt has several pairs."""
+    return len({key_of(row["prompt"]) for row in dataset.rows})
 
 
 @contextmanager

@@ -61,6 +61,14 @@ def generation_config(name: str) -> Any:
         return GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
 
 
+def context_of(name: str) -> int | None:
+    """Positions that a model has for prompt and answer together, from its files alone; None where they set no limit."""
+    from transformers import AutoConfig
+
+    found = getattr(AutoConfig.from_pretrained(name), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def stored_type(name: str) -> Any:
     """The type that a model's weights are stored in, from its files alone; None where they do not say."""
     from transformers import AutoConfig

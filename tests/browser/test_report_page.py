@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import statistics
+from pathlib import Path
 
 import pytest
 from fake_runs import summary_table, write_run, write_runs
 
 from sail.report import write_report
+
+
+def write_spin(folder: Path) -> Path:
+    """A run of route spin: the first response is the dataset's and wins, the policy gives no verdict of its own."""
+    write_run(folder, "sail-dpr", lines=60)
+    with gzip.open(folder / "pairs.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    told = {
+        "route": "spin",
+        "source": "dataset",
+        "label": 1.0,
+        "probability": 1.0,
+        "policy_probability": None,
+        "reason": None,
+    }
+    with gzip.open(folder / "pairs.jsonl.gz", "wt") as file:
+        for row in rows:
+            file.write(
+                json.dumps({**row, **told, "second": row["first"] if row["step"] == 2 else row["second"]})
+                + "\n"
+            )
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +46,9 @@ def reports(tmp_path_factory):
     lines = [json.loads(line) for line in (runs[3] / "metrics.jsonl").read_text().splitlines()]
     spoiled = [{**line, "eval_reward": -line["step"] / 50} if "eval_kl" in line else line for line in lines]
     (runs[3] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in spoiled))
+    spin = write_spin(parent / "spin")
     return {
+        "spin": write_report([spin], parent / "spin.html", title="Spin"),
         "play": write_report(runs, parent / "play.html", title="Play", summary_table=summary_table()),
         "one": write_report([one], parent / "one.html", title="One"),
         "empty": write_report([parent / "nothing"], parent / "empty.html", title="Empty"),
@@ -67,15 +94,31 @@ def matches(page) -> int:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
 @pytest.mark.parametrize("name", ["play", "one", "empty"])
-def test_no_overflow_and_opens_fast(open_page, name, width, scheme):
+def test_no_overflow(open_page, name, width, scheme):
     page = open_page(name, width, scheme)
     page.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     beyond = """[...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll, .legend, pre, svg')
         && e.getBoundingClientRect().right > innerWidth + 0.5).map((e) => e.outerHTML.slice(0, 200))"""
     assert page.evaluate(beyond) == []
-    # a second is the aim; the limit leaves room for a busy machine
-    assert page.evaluate("performance.timing.loadEventEnd - performance.timing.navigationStart") < 5000
+
+
+def test_a_full_play_opens_in_under_a_second(open_page, reports):
+    """The median of five: half of the openings are faster, and one that another program holds up does not count."""
+    assert reports["play"].stat().st_size > 900_000  # five runs of 400 steps; a real play's page has 730 kB
+    loading = "performance.timing.loadEventEnd - performance.timing.navigationStart"
+    spent = [open_page("play").evaluate(loading) for _ in range(5)]
+    assert 0 < statistics.median(spent) < 1000, spent
+
+
+def test_pairs_of_spin_say_who_wrote_what(open_page):
+    page = open_page("spin")
+    heads = page.locator(".pair").first.locator(".answer h4 > span:first-child").all_inner_texts()
+    assert heads[:2] == ["first · the dataset's · preferred", "second · the policy's"]
+    assert page.locator(".pair .verdict").first.inner_text() == "dataset · first wins with 1.00"
+    shown = page.locator("[name=show] option").all_inner_texts()
+    assert not {"disagreeing", "agreeing", "identical", "no label"} & set(shown)
+    assert page.locator(".pair .tag").first.inner_text() == "spin"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

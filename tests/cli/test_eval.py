@@ -6,124 +6,20 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from tiny import make_model, make_pairs, make_tokenizer
+from eval_runs import HELD_OUT, SAIL, measure, train, write_lines
 
-from sail.build import run_training
 from sail.cli import main
 from sail.compare import compare
-from sail.config import load_config
 from sail.errors import ConfigError, SailError
 from sail.evaluate import EvalOptions, evaluate
 from sail.evaluation.files import read_json
 from sail.subject import find_subject, located
 
 pytestmark = pytest.mark.slow
-
-SAIL = Path(sys.executable).with_name("sail")
-REWARD = '''
-import time
-from pathlib import Path
-
-SLOW = Path(__file__).with_name("slow")
-BROKEN = Path(__file__).with_name("broken")
-
-
-def reward(prompts, responses):
-    """Likes the word w3 and brevity."""
-    if BROKEN.exists():
-        raise ConnectionError("the reward service is down")
-    time.sleep(0.05 * SLOW.exists())
-    return [one.split().count("w3") - 0.1 * len(one.split()) for one in responses]
-
-
-def first(prompts, one, two):
-    """Likes what it is shown first, a little."""
-    return [0.6 if a.count("w3") == b.count("w3") else 0.9 * (a.count("w3") > b.count("w3")) + 0.1 for a, b in zip(one, two)]
-
-
-def score(conversations):
-    return [None if not talk[-1]["content"] else min(10, 1 + talk[-1]["content"].count("w")) for talk in conversations]
-'''
-HELD_OUT = 40
-RUN: dict[str, Any] = {
-    "model": "base",
-    "data": {"train": "pairs.jsonl", "eval": "held.jsonl"},
-    "oracle": {"kind": "function", "path": "reward.py:reward"},
-    "train": {
-        "output_dir": "",
-        "preset": "sail-dpr",
-        "max_length": 24,
-        "max_prompt_length": 12,
-        "max_new_tokens": 8,
-        "learning_rate": 3e-3,
-        "max_steps": 8,
-        "per_device_train_batch_size": 8,
-        "logging_steps": 4,
-        "save_steps": 4,
-        "eval_strategy": "steps",
-        "eval_steps": 8,
-        "eval_samples": 10,
-        "seed": 5,
-        "use_cpu": True,
-        "disable_tqdm": True,
-    },
-}
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def train(home: Path, name: str, **changes: Any) -> Path:
-    values = {
-        **RUN,
-        **changes,
-        "train": {**RUN["train"], **changes.get("train", {}), "output_dir": str(home / "runs" / name)},
-    }
-    (home / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    return run_training(
-        load_config(home / f"{name}.yaml"),
-        resume=False,
-        overwrite=True,
-        config_path=f"{name}.yaml",
-        show_config=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world: a base model, pairs, held-out pairs, a reward."""
-    home = tmp_path_factory.mktemp("eval")
-    make_model(scale=0.3).save_pretrained(home / "base")
-    make_tokenizer().save_pretrained(home / "base")
-    rows = make_pairs(120)
-    write_lines(home / "pairs.jsonl", rows[HELD_OUT:])
-    write_lines(home / "held.jsonl", rows[:HELD_OUT])
-    (home / "reward.py").write_text(REWARD, encoding="utf-8")
-    return home
-
-
-@pytest.fixture(scope="module")
-def full(home: Path) -> Path:
-    return train(home, "full")
-
-
-@pytest.fixture(scope="module")
-def lora(home: Path) -> Path:
-    return train(home, "lora", peft={"r": 4, "lora_alpha": 8})
-
-
-def measure(subject: Path | str, out: Path, **options: Any) -> dict[str, Any]:
-    found = evaluate(EvalOptions(str(subject), out=str(out), batch_size=16, **options))
-    assert read_json(out / "results.json") == json.loads(json.dumps(found))
-    return found
 
 
 # ---- what a run leaves
@@ -206,6 +102,13 @@ def test_checkpoints_make_a_frontier(full: Path, tmp_path: Path, capsys: pytest.
     assert start["kl"]["mean"] == 0
     assert end["reward"] == found["metrics"]["reward"]
     assert 0 < middle["kl"]["mean"] < end["kl"]["mean"]
+    kept = found["frontier_samples"]
+    assert [point["step"] for point in kept] == [0, 4, 8]
+    for point, answers in zip(found["frontier"], kept, strict=True):
+        for name, column in (("reward", "reward"), ("kl", "log_ratio")):
+            mean = sum(answers[column]) / HELD_OUT
+            assert mean == pytest.approx(point[name]["mean"]), (point["step"], name)
+    assert kept[2]["reward"] == [one["reward"] for one in found["samples"]]
     assert "checkpoints" in capsys.readouterr().out
 
 

@@ -78,7 +78,7 @@ def align(folder: Path, preset: str, seconds_per_step: float) -> None:
     (folder / "unfinished-model").rename(folder / ALIGNED)
 
 
-def serve() -> None:
+def serve(run: Callable[[Path, str, float], None] = align) -> None:
     """A run per line of standard input (JSON: folder, preset, seconds); answers with its process id, then its exit code."""
     import tiny  # noqa: F401
     from peft import LoraConfig  # noqa: F401
@@ -92,7 +92,7 @@ def serve() -> None:
             os.dup2(output, 2)
             code = 1
             try:
-                align(Path(folder), preset, seconds)
+                run(Path(folder), preset, seconds)
                 code = 0
             except BaseException:
                 import traceback
@@ -113,9 +113,9 @@ def serve() -> None:
 class Server:
     """The serving process, seen from outside."""
 
-    def __init__(self) -> None:
+    def __init__(self, script: Path = SCRIPT) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), "--serve"],
+            [sys.executable, str(script), "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -143,9 +143,9 @@ class Server:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[Server]:
-    """A serving process for the length of the block."""
-    one = Server()
+def server(script: Path = SCRIPT) -> Iterator[Server]:
+    """A serving process for the length of the block; `script` is one that calls `serve`."""
+    one = Server(script)
     try:
         yield one
     finally:

@@ -1,8 +1,9 @@
 """Planted faults, trained by the real trainer and read by the real report: each raises the right alarm, healthy runs none.
 
 A world in which prompts matter: a prompt names one of five topics, an answer has words of that topic, and the reward likes the
-topic's first word. The reference has learned the topics beforehand, so that responses can fit a prompt or not. The end of a run
-is results.json as `sail train` writes it, and an audit that this file computes from its definition (docs/design.md, Evidence).
+topic's first word. The reference has learned the topics beforehand, so that responses can fit a prompt or not. A run ends as in
+`sail train`: results.json and audit.json come from the code that ships. What an audit's numbers should be is tested by hand in
+unit/test_evaluation_audit.py; here, that they tell a spoiled run from a healthy one.
 """
 
 from __future__ import annotations
@@ -19,13 +20,10 @@ import torch
 import yaml
 from tiny import EOS, PAD, make_model, make_tokenizer, make_trainer
 
-from sail.evaluation.stats import mean_interval, rate_interval
-from sail.oracles import ScoringOracle, ask
 from sail.report import read_run
 from sail.report.checks import examine
 from sail.report.page import build_report
-from sail.results import RESULTS, final_results, write_json
-from sail.types import Pair
+from sail.results import RESULTS, audit_run, final_results, write_json
 
 TOPICS = 5
 OF_TOPIC = {t: [f"w{5 + 4 * t + k}" for k in range(4)] for t in range(TOPICS)}
@@ -134,55 +132,13 @@ def run(
     trainer.train()
     asked = {"train": {"preset": method, **options}, "oracle": {"kind": "function"}}
     (folder / "config.resolved.yaml").write_text(yaml.safe_dump(asked))
-    write_json(folder / RESULTS, final_results(trainer, trainer.tracker.totals()))
-    write_json(folder / "audit.json", audit(folder, assistant, trainer))
+    results = final_results(trainer, trainer.tracker.totals())
+    audit_run(trainer, folder, results)
+    write_json(folder / RESULTS, results)
+    assert not [
+        note for note in results["notes"] if note.startswith("audit")
+    ]  # every question of it was answered
     return folder
-
-
-def audit(folder: Path, reference: Any, trainer: Any) -> dict[str, Any]:
-    """Prompt fit, the oracle's agreement with the held-out labels, and its verdicts in both orders, by their definitions."""
-    tokenizer, held_out = trainer.processing_class, trainer.eval_dataset.rows
-    of_data = [(row["prompt"], row["chosen"]) for row in trainer.train_dataset.rows[:128]]
-    of_policy = [(row["prompt"], row["first"]) for row in read_run(folder).pairs[:128]]
-    pairs = [Pair(row["prompt"], row["chosen"], row["rejected"]) for row in held_out]
-    turned = [Pair(pair.prompt, pair.second, pair.first) for pair in pairs]
-    there, back = ([told.first_wins for told in ask(trainer.oracle, way)[0]] for way in (pairs, turned))
-    means = [round((p + 1 - q) / 2, 9) for p, q in zip(there, back, strict=True)]
-    contradicts = [float((p - 0.5) * (0.5 - q) < 0) for p, q in zip(there, back, strict=True)]
-    symmetric = isinstance(trainer.oracle, ScoringOracle)
-    return {
-        "prompt_fit": {
-            "data": prompt_fit(reference, tokenizer, of_data),
-            "sampled": prompt_fit(reference, tokenizer, of_policy),
-        },
-        "oracle_agreement": vars(rate_interval([0.5 if m == 0.5 else float(m > 0.5) for m in means])),
-        "oracle_swap": {"kind": "symmetric"}
-        if symmetric
-        else {"disagreement": vars(rate_interval(contradicts))},
-        "oracle_calls": 2 * len(pairs),
-        "reference_answers": None,
-    }
-
-
-def prompt_fit(reference: Any, tokenizer: Any, spoken: list[tuple[str, str]]) -> dict[str, Any] | None:
-    """Mean of log pi_ref(y given x) - log pi_ref(y given the next row's other prompt), nats per response."""
-    differences = []
-    for place, (prompt, response) in enumerate(spoken):
-        others = [p for p, _ in spoken[place:] + spoken[:place] if p != prompt]
-        if others and response:
-            differences.append(
-                log_prob(reference, tokenizer, prompt, response)
-                - log_prob(reference, tokenizer, others[0], response)
-            )
-    return vars(mean_interval(differences)) if differences else None
-
-
-@torch.no_grad()
-def log_prob(model: Any, tokenizer: Any, prompt: str, response: str) -> float:
-    """log pi(y given x), summed over the response's tokens and its end."""
-    start, said = (tokenizer(text)["input_ids"] for text in (prompt, response))
-    scores = model(input_ids=torch.tensor([[*start, *said, EOS]])).logits[0].log_softmax(-1)
-    return sum(scores[len(start) - 1 + k, token].item() for k, token in enumerate([*said, EOS]))
 
 
 def alarms(folder: Path) -> set[str]:

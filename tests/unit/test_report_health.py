@@ -10,7 +10,7 @@ from health_records import CHECKS, DPR, brief, fair, lines, said, state, verdict
 
 from sail.report import RunRecord, build_report, read_run
 from sail.report.checks import examine
-from sail.report.measure import agreement, expected_prompts, longer_wins
+from sail.report.measure import agreement, expected_rows, longer_wins
 from sail.report.pairs_file import PairFacts, Verdict
 
 # ---- silence
@@ -18,7 +18,7 @@ from sail.report.pairs_file import PairFacts, Verdict
 
 def test_a_run_of_which_nothing_is_known_has_no_fine_check():
     (outcomes,) = ([c["runs"][0] for c in examine([RunRecord("r")])],)
-    assert len(outcomes) == len(CHECKS) == 23
+    assert len(outcomes) == len(CHECKS) == 24
     assert {o["state"] for o in outcomes} == {"not measured"}
     (wrong,) = (t for t in build_report([RunRecord("r")], title="t")["answers"] if t["id"] == "wrong")
     assert (wrong["answer"], wrong["tone"]) == ("Not measured", "plain")
@@ -60,7 +60,7 @@ def starved(prompts: int, rows: int, *, total=1000, top=1) -> RunRecord:
     ("prompts", "rows", "expected"),
     [
         (1000, 1000, "fine"),
-        (240, 1000, "fine"),  # a file with four pairs per prompt
+        (60, 1000, "fine"),  # a file with 16 pairs per prompt, which older folders do not tell
         (13, 1000, "warning"),  # many rows, one pool of texts
         (13, 13, "warning"),
         (490, 490, "warning"),  # rows have no reason to come again
@@ -69,6 +69,54 @@ def starved(prompts: int, rows: int, *, total=1000, top=1) -> RunRecord:
 )
 def test_prompt_starvation(prompts, rows, expected):
     assert state(starved(prompts, rows), "prompts") == expected
+
+
+def several(prompts: int, rows: int, texts: int, *, total: int, train_rows=6000, top=1) -> RunRecord:
+    facts = PairFacts(total=total, prompts=prompts, rows=rows, top_prompt=top, by_route={"dpr": total})
+    metrics = [{"step": 100, "epoch": 1.0, "route/dpr": total / train_rows}]
+    return RunRecord(
+        "r",
+        config=DPR,
+        facts=facts,
+        metrics=metrics,
+        results={"train_rows": train_rows, "train_prompts": texts},
+    )
+
+
+@pytest.mark.parametrize("per_text", ["even", "skewed"])
+@pytest.mark.parametrize("share", [0.1, 0.3, 1.0])
+def test_several_pairs_per_prompt_are_no_starvation(per_text, share):
+    """6,000 rows with 1,000 texts: six of each, or 900 once and 100 with 51 each; drawn row by row."""
+    texts = (
+        [i % 1000 for i in range(6000)]
+        if per_text == "even"
+        else [*range(900), *(900 + i % 100 for i in range(5100))]
+    )
+    chance = random.Random(1)
+    taken = [text for text in texts if chance.random() < share]
+    drawn = several(len(set(taken)), len(taken), 1000, total=len(taken))
+    assert state(drawn, "prompts") == "fine"
+    assert state(several(13, len(taken), 1000, total=len(taken)), "prompts") == "warning"
+    assert state(several(13, 13, 1000, total=len(taken)), "prompts") == "warning"
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"), [(1, "warning"), (13, "warning"), (99, "warning"), (150, "fine")]
+)
+def test_a_training_file_of_few_prompts_is_a_pool(texts, expected):
+    """All 6,000 rows are met, but the file itself has few prompts: 150 with 40 pairs each is another design, 13 is a fault."""
+    assert state(several(texts, 6000, texts, total=6000), "prompts") == expected
+
+
+def test_one_prompt_is_all_there_is():
+    assert state(several(1, 256, 1, total=256, train_rows=256, top=256), "prompt-share") == "warning"
+    assert state(several(2, 256, 2, total=256, train_rows=256, top=130), "prompt-share") == "fine"
+
+
+def test_a_small_set_of_texts_may_repeat_each():
+    # 15 texts, each fairly in 6.7% of the pairs: above 5%, but not three times its share
+    assert state(several(15, 6000, 15, total=6000, top=400), "prompt-share") == "fine"
+    assert state(several(15, 6000, 15, total=6000, top=2000), "prompt-share") == "warning"
 
 
 @pytest.mark.parametrize(("top", "expected"), [(50, "fine"), (66, "warning"), (1000, "warning")])
@@ -94,9 +142,9 @@ def test_what_drawing_would_give_matches_a_simulation():
     logged = [{"step": 1, "epoch": epochs, "route/data": 0.7, "route/dpr": 0.3}]
     expected = sum(found) / 200
     known = RunRecord("r", facts=facts, metrics=logged, results={"train_rows": rows})
-    assert expected_prompts(known) == pytest.approx(expected, rel=0.01)
+    assert expected_rows(known) == pytest.approx(expected, rel=0.01)
     # Without train_rows they are counted back from the pairs and the realised share.
-    assert expected_prompts(RunRecord("r", facts=facts, metrics=logged)) == pytest.approx(expected, rel=0.01)
+    assert expected_rows(RunRecord("r", facts=facts, metrics=logged)) == pytest.approx(expected, rel=0.01)
 
 
 def test_the_same_response_to_other_prompts():

@@ -201,7 +201,7 @@ def test_one_run_without_a_table(tmp_path):
     assert answers["cost"] == "0 oracle calls"
     assert answers["wrong"] == "Nothing found"
     (wrong,) = (tile for tile in report["answers"] if tile["id"] == "wrong")
-    assert wrong["detail"] == "16 checks are fine, 1 not measured, 6 do not apply."
+    assert wrong["detail"] == "16 checks are fine, 1 not measured, 7 do not apply."
     assert report["table"]["columns"][:2] == ["Run", "Reward gained"]
     assert report["table"]["sizes"][1] == 24
     assert report["gain_chart"] is None
@@ -334,3 +334,21 @@ def test_text_that_a_browser_would_hide_is_made_visible():
     assert messages([{"role": "user", "content": [{"type": "text"}]}]) == [
         {"role": "user", "content": '[{"type": "text"}]'}
     ]
+
+
+def test_spin_replay_and_the_effective_sample_size_are_drawn():
+    logged = {"route/spin": 0.5, "route/replay": 0.2, "route/dpr": 0.3}
+    metrics = [
+        {"step": i + 1, "loss": 0.7, "ratio/ess": 1 - i / 40, "ratio/clipped": 0.0, **logged}
+        for i in range(20)
+    ]
+    routes = {"spin": 0.5, "replay": 0.2, "dpr": 0.3}
+    report = build_report([RunRecord("r", config={"train": {"routes": routes}}, metrics=metrics)], title="t")
+    by_id = {chart["id"]: chart for chart in report["charts"]}
+    assert by_id["routes"]["parts"] == ["dpr", "spin", "replay"]
+    assert by_id["routes"]["series"][0]["values"] == [0.3, 0.5, 0.2]
+    assert by_id["ratio-ess"]["series"][0]["y"][-1] == pytest.approx(1 - 19 / 40)
+    (facts,) = (row for row in report["facts"] if row["id"] == "routes")
+    assert [line.split()[0] for line in facts["cells"][0]["lines"]] == ["dpr", "spin", "replay"]
+    assert facts["cells"][0]["lines"][1].endswith("wanted 50%")
+    assert "Effective sample size of stale rows" in render(report)

@@ -11,6 +11,9 @@ import pytest
 from fake_runs import MIXTURE, write_run
 
 from sail.errors import DataError
+from sail.report import reading
+from sail.report.checks import examine
+from sail.report.measure import lengths, marked, repeated
 from sail.report.record import Problem, RunRecord, number, read_run, read_runs
 
 
@@ -197,6 +200,34 @@ def test_facts_of_all_pairs_counted_by_hand(tmp_path):
     assert facts.top_prompt == 2
     assert [len(facts.early), len(facts.late)] == [2, 2]  # a third of six
     assert facts.late[0].prompt != facts.late[1].prompt
+
+
+def test_of_spin_only_what_the_policy_wrote_is_counted(tmp_path):
+    rows = [
+        {
+            **pair(0, i, f"p{i}", f"given {i}", "again", source="dataset", probability=1.0, label=1.0),
+            "route": "spin",
+        }
+        for i in range(90)
+    ]
+    rows[5]["second"] = "given 5"  # the policy says what the dataset says: what spin is for
+    for row in rows:
+        row.update(first_length=10, second_length=4, first_cut=True, policy_probability=None)
+    write_pairs(tmp_path, rows)
+    record = read_run(tmp_path)
+    late = record.facts.late
+    assert (repeated(late)["mean"], lengths(late)["mean"], marked(late, "cut")["mean"]) == (1.0, 4.0, 0.0)
+    assert (record.facts.identical, record.facts.verdicts) == (0, [])
+    assert record.facts.common_responses == [("again", 89)]
+    states = {check["id"]: check["runs"][0] for check in examine([record])}
+    assert states["duplicates"]["state"] == "warning"
+    assert (states["identical"]["state"], states["identical"]["applies"]) == ("not measured", False)
+    shown = reading.pairs([record])["rows"][0]
+    assert (shown["authors"], shown["policy_probability"], shown["disagreement"]) == (
+        ["dataset", "policy"],
+        None,
+        None,
+    )
 
 
 def test_verdicts_of_long_runs_are_an_even_selection(tmp_path, monkeypatch):

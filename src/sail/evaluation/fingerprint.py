@@ -8,6 +8,21 @@ from typing import Any
 
 import torch
 
+CONFIGURATIONS = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+TOKENIZERS = (".jinja", ".model")
+"""Endings of chat templates and of sentencepiece's files."""
 PROBES = 512
 """Values of each weight that a fingerprint in memory looks at."""
 
@@ -19,15 +34,15 @@ def file_fingerprint(path: Path) -> str:
 
 
 def model_fingerprint(name: str) -> str:
-    """sha256 (hex) over the weights and configurations of a model folder, adapters included; a hub name stands for itself."""
+    """sha256 (hex) over the weights, the configurations and the tokenizer of a model folder, its chat templates and adapters
+    included; a hub name stands for itself."""
     folder = Path(name)
     if not folder.is_dir():
         return name
     digest = hashlib.sha256()
-    kept = ("config.json", "generation_config.json", "adapter_config.json", "tokenizer.json")
-    for path in sorted(folder.iterdir()):
+    for path in sorted([*folder.iterdir(), *folder.glob("additional_chat_templates/*")]):
         weights = path.suffix == ".safetensors" or (path.suffix == ".bin" and "model" in path.name)
-        if path.name in kept or weights:
+        if path.is_file() and (weights or path.name in CONFIGURATIONS or path.suffix in TOKENIZERS):
             digest.update(f"{path.name} {file_fingerprint(path)}\n".encode())
     return digest.hexdigest()
 

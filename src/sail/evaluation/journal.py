@@ -3,6 +3,8 @@
 The first line is a header that says what the work is of (fingerprints of models and data, settings, seed). Every other line
 is one row of a chunk, {"chunk": name, "of": rows in the chunk, ...}. A chunk counts once all its rows are there; the rest of
 the file is cut off when it is opened, and made again. What is read back equals what was written, to the last digit.
+
+The file is locked while it is open, so that one process at a time works on it. The lock ends with its process, however that ends.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from sail.errors import SailError
 
@@ -21,20 +23,29 @@ Row = dict[str, Any]
 class Journal:
     """Rows of finished chunks by name; use it as a context. `overwrite` starts anew whatever is there.
 
-    Raises SailError, naming the keys that differ, if the file was begun with another header.
+    Raises SailError, naming the keys that differ, if the file was begun with another header; if another process has it open; if
+    it cannot be written.
     """
 
     def __init__(self, path: Path, header: Row, *, overwrite: bool = False) -> None:
         self.path = path
         self.header: Row = json.loads(json.dumps(header))
         self.chunks: dict[str, list[Row]] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = 0 if overwrite or not path.exists() else self._read()
-        self.file = path.open("r+b" if path.exists() else "wb")
-        self.file.truncate(kept)
-        self.file.seek(kept)
-        if kept == 0:
-            self._write([self.header])
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Neither cuts nor reads what is there before it is locked.
+            self.file = path.open("a+b")
+        except OSError as error:
+            raise SailError(f"{path} cannot be written: {error}. Choose another folder with --out.") from None
+        try:
+            _lock(self.file, path)
+            kept = 0 if overwrite else self._read()
+            self.file.truncate(kept)
+            if kept == 0:
+                self._write([self.header])
+        except BaseException:
+            self.file.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -59,10 +70,12 @@ class Journal:
 
     def _read(self) -> int:
         """Take the whole chunks; returns how many bytes of the file are good."""
-        lines = self.path.read_bytes().splitlines(keepends=True)
+        self.file.seek(0)
+        lines = self.file.read().splitlines(keepends=True)
         before = _row(lines[0]) if lines else None
         if before is None:
-            if len(lines) > 1:
+            # A header that was cut off by a kill is a single line without an end.
+            if lines and (len(lines) > 1 or lines[0].endswith(b"\n")):
                 raise SailError(
                     f"{self.path} is not a file that sail eval wrote. Choose another folder with --out."
                 )
@@ -96,6 +109,20 @@ class Journal:
                 f"{self.path} was begun with other settings ({listed}), so it cannot be continued. Put them back, start anew "
                 "with --overwrite, or choose another folder with --out."
             )
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Lock an open file for this process, or refuse. Where the file system or Windows has no such locks, there is none."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SailError(
+            f"Another sail eval is writing {path} now. Wait for its end, or choose another folder with --out."
+        ) from None
+    except (ImportError, OSError):
+        return
 
 
 def _row(line: bytes) -> Row | None:

@@ -22,6 +22,22 @@ from sail.oracles import Oracle, ScoringOracle
 from sail.types import Message, Pair, Prompt
 
 DATASET, REFERENCE, POLICY = "dataset", "reference", "policy"
+"""Parts in an evaluation. What is made of a model is kept under its part (these, `part_of_step`, `part_of_rival`), never under
+its name: the folders of two models may be called the same."""
+
+
+def part_of_step(step: int) -> str:
+    """The part of a checkpoint."""
+    return f"step {step}"
+
+
+def part_of_rival(name: str) -> str:
+    """The part of whom the policy is judged against: one of `rivals`, or the dataset or the reference themselves.
+
+    >>> part_of_rival("reference"), part_of_rival("step 4")
+    ('reference', 'rival step 4')
+    """
+    return name if name in (DATASET, REFERENCE) else f"rival {name}"
 
 
 @dataclass
@@ -100,17 +116,19 @@ class Evaluation:
                 self.answers,
                 seed=setup.questions.seed,
                 batch_size=setup.batch_size,
+                whose=POLICY,
             )
             self.notes += notes
         setup.policy.speaker.close()
-        for name, voice in [*self._checkpoints().items(), *setup.rivals.items()]:
-            self._answers(name, voice)
+        rivals = {part_of_rival(name): voice for name, voice in setup.rivals.items()}
+        for part, voice in [*self._checkpoints().items(), *rivals.items()]:
+            self._answers(part, voice)
             voice.speaker.close()
         if setup.reference is not None:
             self._reference(setup.reference)
 
     def _checkpoints(self) -> dict[str, Voice]:
-        return {f"step {step}": voice for step, voice in self.setup.checkpoints.items()}
+        return {part_of_step(step): voice for step, voice in self.setup.checkpoints.items()}
 
     def _reference(self, voice: Voice) -> None:
         """The reference's answers, and its log-probs of everybody else's."""
@@ -125,12 +143,12 @@ class Evaluation:
                 (list(ids[place]), list(one.ids))
                 for place, one in zip(self.setup.questions.places, said, strict=True)
             ]
-            found = self._log_probs(voice, sequences, f"the answers of {name}")
+            found = self._log_probs(REFERENCE, voice, sequences, f"the answers of {name}")
             self.log_ratios[name] = [one.log_prob - score for one, score in zip(said, found, strict=True)]
         voice.speaker.close()
 
-    def _answers(self, name: str, voice: Voice) -> None:
-        self.sampled[name] = sample(
+    def _answers(self, part: str, voice: Voice) -> None:
+        self.sampled[part] = sample(
             voice.speaker,
             voice.tokenizer,
             [voice.prompt_ids[place] for place in self.setup.questions.places],
@@ -138,24 +156,25 @@ class Evaluation:
             voice.settings,
             self.answers,
             batch_size=self.setup.batch_size,
+            what=f"{part} answers",
         )
-        self.texts[name] = [one.text for one in self.sampled[name]]
+        self.texts[part] = [one.text for one in self.sampled[part]]
 
-    def _score_pairs(self, name: str, voice: Voice) -> None:
+    def _score_pairs(self, part: str, voice: Voice) -> None:
         """log-probs (chosen, rejected) of the held-out pairs."""
         rows = self.paired_rows
         both = [(list(row["prompt_ids"]), list(row["chosen_ids"] or [])) for row in rows]
         both += [(list(row["prompt_ids"]), list(row["rejected_ids"] or [])) for row in rows]
-        found = self._log_probs(voice, both, "the held-out pairs")
-        self.pairs[name] = list(zip(found[: len(rows)], found[len(rows) :], strict=True))
+        found = self._log_probs(part, voice, both, "the held-out pairs")
+        self.pairs[part] = list(zip(found[: len(rows)], found[len(rows) :], strict=True))
 
     def _log_probs(
-        self, voice: Voice, sequences: list[tuple[list[int], list[int]]], what: str
+        self, part: str, voice: Voice, sequences: list[tuple[list[int], list[int]]], what: str
     ) -> list[float]:
         return log_probs(
             voice.speaker,
             sequences,
-            what,
+            f"{part} scores {what}",
             self.answers,
             pad_id=voice.settings.pad_id,
             batch_size=self.setup.batch_size,
@@ -167,11 +186,13 @@ class Evaluation:
         if DATASET in setup.against:
             self._take_dataset_answers()
         if isinstance(setup.oracle, ScoringOracle):
-            for name, texts in self.texts.items():
-                self.rewards[name] = self._reward(setup.oracle, name, texts)
+            for part, texts in self.texts.items():
+                self.rewards[part] = self._reward(setup.oracle, part, texts)
         for name in setup.against if setup.oracle is not None else ():
             if isinstance(setup.oracle, ScoringOracle):
-                self.verdicts[name] = win_rate.from_scores(self.rewards[POLICY], self.rewards[name])
+                self.verdicts[name] = win_rate.from_scores(
+                    self.rewards[POLICY], self.rewards[part_of_rival(name)]
+                )
             elif setup.oracle is not None:
                 self.verdicts[name] = self._judge(setup.oracle, name)
         if setup.benchmark and setup.judge is not None:
@@ -202,32 +223,34 @@ class Evaluation:
     def _asked(self) -> list[Prompt]:
         return [self.setup.questions.prompts[place] for place in self.setup.questions.places]
 
-    def _reward(self, oracle: ScoringOracle, name: str, texts: list[str]) -> list[float]:
+    def _reward(self, oracle: ScoringOracle, part: str, texts: list[str]) -> list[float]:
         prompts = self._asked()
 
         def chunk(rows: list[int]) -> list[dict[str, Any]]:
             given = oracle.score([prompts[row] for row in rows], [texts[row] for row in rows])
             return [{"row": row, "reward": value} for row, value in zip(rows, given, strict=True)]
 
-        what = f"{oracle.name} scores {name}"
+        what = f"{oracle.name} scores {part}"
         kept = in_chunks(len(texts), what, chunk, self.judgements, self.setup.batch_size)
         self.calls += len(texts)
         return [float(row["reward"]) for row in kept]
 
     def _judge(self, oracle: Oracle, name: str) -> list[Verdict]:
-        pairs = [Pair(*one) for one in zip(self._asked(), self.texts[POLICY], self.texts[name], strict=True)]
+        part = part_of_rival(name)
+        pairs = [Pair(*one) for one in zip(self._asked(), self.texts[POLICY], self.texts[part], strict=True)]
 
         def chunk(rows: list[int]) -> list[dict[str, Any]]:
             given, _ = win_rate.judge(oracle, [pairs[row] for row in rows])
             return [{"row": row, **asdict(one)} for row, one in zip(rows, given, strict=True)]
 
-        what = f"{oracle.name} compares with {name}"
+        what = f"{oracle.name} compares with {part}"
         kept = in_chunks(len(pairs), what, chunk, self.judgements, self.setup.batch_size)
         self.calls += 2 * sum(pair.first != pair.second for pair in pairs)
         return [Verdict(**{key: value for key, value in row.items() if key != "row"}) for row in kept]
 
     def results(self) -> dict[str, Any]:
-        """metrics (intervals by name), win_rates, questions, frontier, samples, left_out, notes, oracle_calls."""
+        """metrics (intervals by name), win_rates, questions, frontier, frontier_samples, samples, left_out, notes,
+        oracle_calls."""
         setup, clusters = self.setup, self.setup.questions.clusters
         metrics: Numbers = {}
         if clusters:
@@ -255,6 +278,7 @@ class Evaluation:
             "questions": table(setup.benchmark, self.scores) if self.scores else None,
             "conversations": self._conversations(),
             "frontier": self._frontier(metrics, clusters),
+            "frontier_samples": self._frontier_samples(),
             "samples": self._samples(),
             "left_out": self.left_out,
             "notes": self.notes,
@@ -273,7 +297,7 @@ class Evaluation:
         return {name: asdict(value) for name, value in numbers.items()}
 
     def _win_rate(self, name: str, clusters: Sequence[Hashable]) -> dict[str, Any]:
-        both = zip(self.sampled[POLICY], self.sampled[name], strict=True)
+        both = zip(self.sampled[POLICY], self.sampled[part_of_rival(name)], strict=True)
         longer = [float(len(ours.ids) - len(theirs.ids)) for ours, theirs in both]
         symmetric = self.setup.oracle is not None and win_rate.is_symmetric(self.setup.oracle)
         return win_rate.summary(self.verdicts[name], clusters, longer, symmetric=symmetric)
@@ -288,10 +312,28 @@ class Evaluation:
             reward = metrics["reward_reference"]
             points.append({"step": 0, "reward": reward, "kl": none, "length": metrics["length_reference"]})
         for step in self.setup.checkpoints:
-            points.append({"step": step, **self._point(f"step {step}", clusters)})
+            points.append({"step": step, **self._point(part_of_step(step), clusters)})
         if self.setup.step is not None:
             points.append({"step": self.setup.step, **self._point(POLICY, clusters)})
         return sorted(points, key=lambda point: point["step"])
+
+    def _frontier_samples(self) -> list[dict[str, Any]]:
+        """[{"step", "reward", "log_ratio"}] of the points that have both: lists in the order of `samples`. At the start every
+        log-ratio is 0."""
+        if not self.setup.frontier or not self.at_one:
+            return []
+        parts = {step: part_of_step(step) for step in self.setup.checkpoints}
+        if self.setup.step is not None:
+            parts[self.setup.step] = POLICY
+        found = []
+        if REFERENCE in self.rewards:
+            none = [0.0] * len(self.rewards[REFERENCE])
+            found.append({"step": 0, "reward": self.rewards[REFERENCE], "log_ratio": none})
+        for step, part in sorted(parts.items()):
+            if part in self.rewards and part in self.log_ratios:
+                row = {"step": step, "reward": self.rewards[part], "log_ratio": self.log_ratios[part]}
+                found.append(row)
+        return found
 
     def _point(self, name: str, clusters: Sequence[Hashable]) -> dict[str, Any]:
         lengths = [float(len(one.ids)) for one in self.sampled[name]]

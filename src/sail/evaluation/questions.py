@@ -99,8 +99,10 @@ def converse(
     *,
     seed: int,
     batch_size: int,
+    whose: str = "policy",
 ) -> tuple[list[list[Message]], list[str]]:
-    """The whole conversation of each question, four messages, and notes on what had to be shortened."""
+    """The whole conversation of each question, four messages, and notes on what had to be shortened. `whose`: as in `sample`,
+    the model's part in the evaluation."""
     talks: list[list[Message]] = [[] for _ in questions]
     notes = []
     for turn in range(TURNS):
@@ -124,7 +126,7 @@ def converse(
             settings,
             journal,
             batch_size=batch_size,
-            what=f"questions {turn + 1}",
+            what=f"{whose} questions {turn + 1}",
         )
         for talk, answer in zip(talks, answers, strict=True):
             talk.append({"role": "assistant", "content": answer.text})

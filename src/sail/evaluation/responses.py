@@ -52,7 +52,8 @@ class Questions:
 
 
 class Speaker:
-    """A model by name, loaded when it is first needed and let go by `close`: one model in memory at a time."""
+    """A model, loaded when it is first needed and let go by `close`: one model in memory at a time. Its name is for people only:
+    two models may have the same."""
 
     def __init__(self, name: str, load: Callable[[], Any]) -> None:
         self.name = name
@@ -80,9 +81,12 @@ def sample(
     journal: Journal,
     *,
     batch_size: int,
-    what: str = "answers",
+    what: str,
 ) -> list[Sampled]:
-    """One response per prompt and key, in chunks of `batch_size` prompts of like length; see `Journal`."""
+    """One response per prompt and key, in chunks of `batch_size` prompts of like length; see `Journal`.
+
+    `what` names the chunks, so it must tell whose answers these are by the model's part in the evaluation ("policy answers").
+    """
     generator = TransformersGenerator(lambda: unwrapped(speaker.model), tokenizer, settings)
     made: list[Sampled | None] = [None] * len(prompts)
 
@@ -94,7 +98,7 @@ def sample(
         ]
 
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    for kept in _in_chunks(order, f"{speaker.name} {what}", chunk, journal, batch_size):
+    for kept in _in_chunks(order, what, chunk, journal, batch_size):
         # How likely a tempered sampler was to say it is of no use here.
         made[kept["row"]] = Sampled(
             tuple(kept["ids"]), kept["text"], kept["log_prob"], kept["cut"], kept["log_prob"]
@@ -105,7 +109,7 @@ def sample(
 def log_probs(
     speaker: Speaker, sequences: Sequences, what: str, journal: Journal, *, pad_id: int, batch_size: int
 ) -> list[float]:
-    """log pi(y|x) in nats of (prompt ids, response ids) under the speaker, in chunks; see `Journal`."""
+    """log pi(y|x) in nats of (prompt ids, response ids) under the speaker, in chunks named by `what`, as in `sample`."""
     found = [0.0] * len(sequences)
 
     def chunk(rows: list[int]) -> list[dict[str, Any]]:
@@ -115,7 +119,7 @@ def log_probs(
         return [{"row": row, "log_prob": score} for row, score in zip(rows, scores, strict=True)]
 
     order = sorted(range(len(sequences)), key=lambda row: sum(map(len, sequences[row])))
-    for kept in _in_chunks(order, f"{speaker.name} scores {what}", chunk, journal, batch_size):
+    for kept in _in_chunks(order, what, chunk, journal, batch_size):
         found[kept["row"]] = kept["log_prob"]
     return found
 

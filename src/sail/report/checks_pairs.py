@@ -13,8 +13,9 @@ from sail.report.measure import (
     answers,
     ends,
     error_of,
-    expected_prompts,
+    expected_rows,
     identical,
+    least_texts,
     lengths,
     marked,
     percent,
@@ -22,11 +23,15 @@ from sail.report.measure import (
     repeated,
 )
 from sail.report.pairs_file import Brief
-from sail.report.record import Row, RunRecord, interval
+from sail.report.record import Row, RunRecord, interval, number
 from sail.report.words import show
 
-TEXTS, ROWS = 0.2, 0.5  # of what drawing would give
-ONE_PROMPT = 0.05
+DRAWN = 0.5  # of what drawing would give
+FEW, VARIED = (
+    0.05,
+    100,
+)  # texts of what rows drawing would give; prompts of a training file from which on it has enough
+ONE_PROMPT, MOST_OF = 0.05, 0.5
 REPEATED, IDENTICAL, EMPTY, CUT = 0.5, 0.2, 0.05, 0.2
 LENGTH = 1.5  # times longer or shorter
 ENTROPY, CERTAIN = 0.25, 0.02  # of its start; nats per token
@@ -44,26 +49,31 @@ def _few(record: RunRecord) -> Outcome | None:
 
 def prompts(record: RunRecord) -> Outcome:
     """Different prompts among the on-policy pairs, against what drawing from the training rows would give."""
-    few, expected = _few(record), expected_prompts(record)
+    few, expected = _few(record), expected_rows(record)
     if few:
         return few
     if expected is None:
         return unmeasured("the log does not say how many rows were drawn")
-    facts = record.facts
+    facts, least = record.facts, least_texts(record)
     rows = facts.prompts if facts.rows is None else facts.rows
     texts = "1 different prompt" if facts.prompts == 1 else f"{show(facts.prompts)} different prompts"
-    said = f"{texts} of {show(rows)} rows; drawing gives about {expected:,.0f}"
-    starved = facts.prompts < TEXTS * expected or rows < ROWS * expected
-    return judged(starved, said, facts.prompts / expected)
+    said = f"{texts} of {show(rows)} rows; drawing gives about {expected:,.0f} rows"
+    said += "" if least is None else f" with at least {least:,.0f} prompts"
+    poor = (number(record.results.get("train_prompts")) or 0.0) < VARIED  # or not known
+    too_few = max(DRAWN * (least or 0.0), FEW * expected if poor else 0.0)
+    # lines without an index have texts only, which may fairly come again
+    starved = facts.prompts < too_few or (facts.rows is not None and rows < DRAWN * expected)
+    return judged(starved, said, facts.prompts / (expected if least is None else least))
 
 
 def one_prompt(record: RunRecord) -> Outcome:
     """The share of the most common prompt."""
-    few, expected = _few(record), expected_prompts(record)
+    few, expected = _few(record), expected_rows(record)
     if few:
         return few
     rate = rate_of_counts(record.facts.top_prompt, record.facts.total)
-    limit = max(ONE_PROMPT, 3 / expected if expected else 0.0)
+    fair = 1 / max(1.0, number(record.results.get("train_prompts")) or expected or 1.0)
+    limit = min(MOST_OF, max(ONE_PROMPT, 3 * fair if expected else 0.0))
     said = f"the most common one is in {percent(rate)} of pairs"
     return judged(rate["low"] > limit, said, rate["mean"])
 
@@ -84,6 +94,8 @@ def same_twice(record: RunRecord) -> Outcome:
     if few:
         return few
     late = identical(record.facts.late)
+    if not late["n"]:
+        return absent("one response of each pair is the dataset's")
     over_all = record.facts.identical / record.facts.total
     said = f"{percent(late)} of the latest pairs; {over_all:.1%} over the run"
     return judged(_above(late, IDENTICAL), said, late["mean"])
@@ -185,7 +197,8 @@ CHECKS = [
     Check(
         "prompts",
         "Are enough different prompts answered?",
-        "different texts at least 20%, different rows at least 50% of what drawing would give",
+        "different rows, and different prompts, at least 50% of what drawing would give; in files of fewer than 100 prompts at "
+        "least 5 prompts per 100 rows",
         "Few different prompts were answered: prompt starvation.",
         "The same prompts come again and again: look for a pool or buffer that feeds itself, or a training file that repeats "
         "its prompts.",
@@ -195,7 +208,7 @@ CHECKS = [
     Check(
         "prompt-share",
         "Is no prompt everywhere?",
-        "95% interval not above 5% of pairs (three times its fair share in small sets)",
+        "95% interval not above 5% of pairs (three times its fair share in small sets, at most half)",
         "One prompt fills a large part of the on-policy pairs.",
         "The run learns what to say to that prompt. Look at how prompts reach the sampler.",
         ("common",),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 
 from sail.report.answer import gain, verdict
+from sail.report.falling import FEWEST, fallen
 from sail.report.frontier import Point, measured
 from sail.report.health import Check, Outcome, absent, fine, judged, unmeasured, warning
 from sail.report.measure import (
     ENOUGH,
+    LINES,
     amount,
+    answers,
     ends,
     error_of,
     percent,
@@ -21,10 +24,11 @@ from sail.report.measure import (
 from sail.report.record import Row, RunRecord, number
 from sail.report.words import show
 
-KL = 25.0  # nats per response
+KL, KL_PER_TOKEN = 25.0, 0.25  # nats per response, nats per token: the larger limit holds
 SIGMAS = 4.0
 CLIPPED, MAX_GRAD_NORM = 0.8, 1.0  # the latter is transformers' default
 GAP = 0.15
+WEIGHT = 0.1  # effective sample size, share of the stale rows
 
 
 def reward_kept(record: RunRecord) -> Outcome:
@@ -37,12 +41,24 @@ def reward_kept(record: RunRecord) -> Outcome:
 
 
 def kl_level(record: RunRecord) -> Outcome:
-    """KL to the reference at the end, in nats per response."""
+    """KL to the reference at the end, in nats per response, against a limit that grows with the response."""
     found = _last_kl(record)
     if found is None:
         return unmeasured("no KL was recorded")
     low = found["mean"] if found["low"] is None else found["low"]
-    return judged(low > KL, f"{amount(found)} nats per response", found["mean"])
+    length, said = _last_length(record), f"{amount(found)} nats per response"
+    if length is None and low > KL:
+        return unmeasured(f"{said}, and no response length to judge it by")
+    if length:
+        said += f", {show(found['mean'] / length)} per token of {show(length, digits=0)}"
+    return judged(low > max(KL, KL_PER_TOKEN * (length or 0.0)), said, found["mean"])
+
+
+def _last_length(record: RunRecord) -> float | None:
+    """Tokens per response at the end: held-out ones, else the latest on-policy ones; None where they were not recorded."""
+    stated, late = record.metric("length"), ends(record, "response/length")
+    length = stated["mean"] if stated else record.last("eval_length")
+    return late[1]["mean"] if length is None and late else length
 
 
 def _last_kl(record: RunRecord) -> Row | None:
@@ -65,26 +81,33 @@ def _last_kl(record: RunRecord) -> Row | None:
 def still_rising(record: RunRecord) -> Outcome:
     """Whether the reward has fallen again while the KL went on growing."""
     points, _ = measured(record)
-    if len(points) < 3:
-        return unmeasured(f"{len(points)} evaluations with reward and KL, 3 are needed")
-    best, after = (
-        max(points[:-2], key=lambda point: point.reward),
-        points[-2:],
-    )  # two: one odd one is no finding
-    reward, kl = (math.fsum(getattr(p, key) for p in after) / len(after) for key in ("reward", "kl"))
+    if len(points) < FEWEST:
+        return unmeasured(f"{len(points)} evaluations with reward and KL, {FEWEST} are needed")
+    widths = [
+        p.reward_high - p.reward_low for p in points if p.reward_high is not None and p.reward_low is not None
+    ]
+    error = math.sqrt(math.fsum(width**2 for width in widths) / max(1, len(widths))) / (2 * 1.96)
+    fall = fallen([point.reward for point in points], error)
+    best, after = points[fall.peak : fall.peak + fall.width], points[-fall.width :]
+    reward, later = _mean_of("reward", best), _mean_of("reward", after)
+    kl, later_kl = _mean_of("kl", best), _mean_of("kl", after)
     said = (
-        f"reward {show(best.reward)} at step {show(best.step)}, {show(reward)} at the end; "
-        f"KL {show(best.kl)} → {show(kl)} nats"
+        f"reward {show(reward)} around step {show(best[0].step)}, {show(later)} at the end "
+        f"({fall.width} evaluations each); KL {show(kl)} → {show(later_kl)} nats"
     )
-    if best.reward_low is None:
+    if not widths:
         return unmeasured(f"{said}, without intervals")
-    return judged(reward < best.reward_low and kl > _kl_limit(best, after), said, reward - best.reward)
+    return judged(fall.certain and later_kl - kl > _kl_error(best + after, fall.width), said, later - reward)
 
 
-def _kl_limit(best: Point, after: list[Point]) -> float:
-    """What the later mean KL must exceed to be larger beyond its error."""
-    widths = [p.kl_high - p.kl_low for p in (best, *after) if p.kl_high is not None and p.kl_low is not None]
-    return best.kl + math.sqrt(2) * max(widths, default=0.0) / 2
+def _mean_of(key: str, points: list[Point]) -> float:
+    return math.fsum(getattr(point, key) for point in points) / len(points)
+
+
+def _kl_error(points: list[Point], width: int) -> float:
+    """What the difference of two means of `width` KLs must exceed to be above 0 beyond its error (95%, widest interval)."""
+    wide = [p.kl_high - p.kl_low for p in points if p.kl_high is not None and p.kl_low is not None]
+    return math.sqrt(2 / width) * max(wide, default=0.0) / 2
 
 
 def finite(record: RunRecord) -> Outcome:
@@ -150,6 +173,24 @@ def gap(record: RunRecord) -> Outcome:
     return judged(wide - 1.96 * error > GAP, said, wide)
 
 
+def ratios(record: RunRecord) -> Outcome:
+    """Whether enough of the stale rows still carry the gradient."""
+    late = ends(record, "ratio/ess")
+    if late is not None:
+        share = late[1]
+        low, high = (
+            None if share[key] is None else min(1.0, max(0.0, share[key])) for key in ("low", "high")
+        )
+        said = f"an effective sample size of {percent({**share, 'low': low, 'high': high})} of the stale rows"
+        return judged((share["mean"] if high is None else high) < WEIGHT, said, share["mean"])
+    values = record.column("ratio/ess")[1]
+    if values:
+        return unmeasured(f"only {len(values)} log lines, {LINES} are needed")
+    if record.setting("refresh") == "step" or any("ratio/ess" in row for row in record.metrics):
+        return absent("no stale rows with corrections")
+    return unmeasured("not logged") if answers(record) else absent("no on-policy responses")
+
+
 OUTCOME = [
     Check(
         "reward",
@@ -163,7 +204,7 @@ OUTCOME = [
     Check(
         "kl-level",
         "Is the policy still near the reference?",
-        "95% interval not above 25 nats per response",
+        "95% interval not above 25 nats per response, nor, in responses of more than 100 tokens, above 0.25 nats per token",
         "The policy has moved very far from the reference.",
         "Raise beta, lower the learning rate, set kl_limit, or add kl_policy_ref.",
         ("frontier", "chart-eval-kl", "chart-kl"),
@@ -172,7 +213,8 @@ OUTCOME = [
     Check(
         "late",
         "Does more KL still buy reward?",
-        "the last two evaluations not below the 95% interval of the best one before, while the KL grows beyond its error",
+        "the last evaluations below the best earlier ones by no more than the best of flat noise is above it, or a KL that has "
+        "not grown beyond its error",
         "The reward falls while the KL grows.",
         "The run went past its best point: stop earlier (kl_limit, fewer steps), lower the learning rate, or raise beta.",
         ("frontier", "chart-eval-reward"),
@@ -198,6 +240,16 @@ TRAINING = [
         "Routes are drawn from the seed, so this is a fault of the library or of a changed config: please report it.",
         ("labels", "chart-routes"),
         mixture,
+    ),
+    Check(
+        "ratios",
+        "Do enough stale rows carry the gradient?",
+        "effective sample size of the latest log lines not below 10% of the stale rows (95% interval not below)",
+        "A few stale rows carry nearly all of the gradient.",
+        "The weights have moved too far since the responses were sampled. Shorten the rounds (round_steps), cap the ratios "
+        "(ratio_clip; biased), or sample at every step (refresh: step).",
+        ("chart-ratio-ess",),
+        ratios,
     ),
     Check(
         "clipping",

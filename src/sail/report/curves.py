@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from sail.mixture import ROUTES
 from sail.report.record import RunRecord
 
 Chart = dict[str, Any]
@@ -142,6 +143,21 @@ CURVES: dict[str, list[Curve]] = {
             "online/prompts",
             "Dataset rows answered so far.",
         ),
+        Curve(
+            "ratio-ess",
+            "Effective sample size of stale rows",
+            "share",
+            "ratio/ess",
+            "How many of the rows that are older than the weights carry the gradient: 1 is all alike.",
+            rule=(0.1, "few rows"),
+        ),
+        Curve(
+            "ratio-clipped",
+            "Ratios at the clip",
+            "share",
+            "ratio/clipped",
+            "Share of the stale rows whose importance ratio was cut at ratio_clip.",
+        ),
     ],
     "Labels and cost": [
         Curve(
@@ -168,7 +184,6 @@ CURVES: dict[str, list[Curve]] = {
 """The curves of logged keys, by group, in reading order."""
 
 PHASES = ["generate", "oracle", "policy", "reference", "rest"]
-ROUTES = ["data", "ddp", "dpp", "dpr"]
 
 
 def charts(records: list[RunRecord]) -> tuple[list[Chart], list[str], list[str]]:
@@ -242,10 +257,8 @@ def _lines(curve: Curve, records: list[RunRecord]) -> Chart:
 
 def _routes(records: list[RunRecord]) -> Chart:
     """The realised share of each route over the whole run."""
-    names = ROUTES + sorted(
-        {key[6:] for r in records for row in r.metrics for key in row if key.startswith("route/")}
-        - set(ROUTES)
-    )
+    logged = {key[6:] for r in records for row in r.metrics for key in row if key.startswith("route/")}
+    names = [*ROUTES, *sorted(logged - set(ROUTES))]
     shares = [{name: _mean(record.column(f"route/{name}")[1]) for name in names} for record in records]
     about = "Share of rows that took each route."
     return _stacked("routes", "Realised routes", "share", about, names, shares)

@@ -68,7 +68,7 @@ def _percent(value: float) -> str:
 def marked(window: list[Brief], name: str) -> Row:
     """The share of a window's responses with a mark (`cut` or `empty`), clustered by prompt."""
     flags = [flag for brief in window for flag in getattr(brief, name)]
-    return rate_of([float(flag) for flag in flags], [b.prompt for b in window for _ in range(2)])
+    return rate_of([float(flag) for flag in flags], [b.prompt for b in window for _ in b.responses])
 
 
 def lengths(window: list[Brief]) -> Row:
@@ -84,12 +84,13 @@ def repeated(window: list[Brief]) -> Row:
         for response in brief.responses:
             prompts.setdefault(response, set()).add(brief.prompt)
     flags = [len(prompts[response]) > 1 for brief in window for response in brief.responses]
-    return rate_of([float(flag) for flag in flags], [b.prompt for b in window for _ in range(2)])
+    return rate_of([float(flag) for flag in flags], [b.prompt for b in window for _ in b.responses])
 
 
 def identical(window: list[Brief]) -> Row:
-    """The share of a window's pairs whose responses are the same text, clustered by prompt."""
-    return rate_of([float(b.responses[0] == b.responses[1]) for b in window], [b.prompt for b in window])
+    """The share of a window's pairs whose responses, both the policy's, are the same text, clustered by prompt."""
+    both = [brief for brief in window if len(brief.responses) == 2]
+    return rate_of([float(b.responses[0] == b.responses[1]) for b in both], [b.prompt for b in both])
 
 
 def position(verdicts: list[Verdict], level: float = 0.95) -> Row:
@@ -189,7 +190,7 @@ def rows_seen(record: RunRecord) -> float | None:
     return steps * batch * (number(record.setting("gradient_accumulation_steps")) or 1)
 
 
-def expected_prompts(record: RunRecord) -> float | None:
+def expected_rows(record: RunRecord) -> float | None:
     """How many different rows the on-policy pairs would come from if rows were drawn epoch by epoch; None if unknown.
 
     Of R rows, an epoch takes each on-policy with probability w, its first part a with w a:
@@ -201,3 +202,13 @@ def expected_prompts(record: RunRecord) -> float | None:
     rows, share = seen / epochs, min(1.0, record.facts.total / seen)
     full = math.floor(epochs)
     return rows * (1 - (1 - share) ** full * (1 - share * (epochs - full)))
+
+
+def least_texts(record: RunRecord) -> float | None:
+    """How many different prompt texts the on-policy pairs would hold at the very least: texts of the training file times the
+    share of its rows that drawing gives. Several rows per text only add to it, however unevenly. None in older folders."""
+    rows, texts = number(record.results.get("train_rows")), number(record.results.get("train_prompts"))
+    drawn = expected_rows(record)
+    if not rows or not texts or drawn is None:
+        return None
+    return texts * min(1.0, drawn / rows)

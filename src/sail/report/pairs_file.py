@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from sail.mixture import ROUTES
 from sail.report.lines import Lines, Problem, Row, number, unzipped_lines
 
 FILE = "pairs.jsonl.gz"
@@ -26,13 +27,16 @@ Watch = Callable[[int], None]
 
 
 class Brief(NamedTuple):
-    """A pair at the start or the end of a run: hashes of its texts, lengths in tokens (None = not recorded), marks."""
+    """A pair at the start or the end of a run: hashes of its texts, lengths in tokens (None = not recorded), marks.
+
+    Only of responses that the policy wrote: two, or one where the other is the dataset's (route spin).
+    """
 
     prompt: int
-    responses: tuple[int, int]
-    lengths: tuple[float | None, float | None]
-    cut: tuple[bool, bool]
-    empty: tuple[bool, bool]
+    responses: tuple[int, ...]
+    lengths: tuple[float | None, ...]
+    cut: tuple[bool, ...]
+    empty: tuple[bool, ...]
 
 
 class Verdict(NamedTuple):
@@ -138,7 +142,9 @@ class _Count:
         self.sources[str(row.get("source"))] += 1
         self.order.append(route)
         self.answered.append(isinstance(index, int) and index in answered)
-        self.identical += row.get("first") == row.get("second")
+        self.identical += row.get("first") == row.get("second") and "dataset" not in written_by(
+            row.get("route")
+        )
         brief = _brief(row)
         self.prompts[brief.prompt] += 1
         self.responses.update(brief.responses)
@@ -247,14 +253,21 @@ def _common(counted: Counter[int]) -> dict[int, int]:
     return {key: times for key, times in counted.most_common(COMMON) if times > 1}
 
 
+def written_by(route: object) -> tuple[str, str]:
+    """Who wrote the first and the second response of a pair of this route; the policy where the route is not known."""
+    known = ROUTES.get(route) if isinstance(route, str) else None
+    return (known.first, known.second) if known else ("policy", "policy")
+
+
 def _brief(row: Row) -> Brief:
-    texts = (row.get("first"), row.get("second"))
+    authors = zip(("first", "second"), written_by(row.get("route")), strict=True)
+    own = [side for side, author in authors if author == "policy"]
     return Brief(
         prompt=key_of(row.get("prompt")),
-        responses=(key_of(texts[0]), key_of(texts[1])),
-        lengths=(number(row.get("first_length")), number(row.get("second_length"))),
-        cut=(bool(row.get("first_cut")), bool(row.get("second_cut"))),
-        empty=(_empty(texts[0]), _empty(texts[1])),
+        responses=tuple(key_of(row.get(side)) for side in own),
+        lengths=tuple(number(row.get(f"{side}_length")) for side in own),
+        cut=tuple(bool(row.get(f"{side}_cut")) for side in own),
+        empty=tuple(_empty(row.get(side)) for side in own),
     )
 
 

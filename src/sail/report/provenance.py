@@ -128,9 +128,9 @@ def _prompts(record: RunRecord) -> Cell:
     given = record.facts
     if not given.total:
         return _cell()
-    expected = measure.expected_prompts(record)
+    expected = measure.expected_rows(record)
     lines = [f"{show(given.prompts)} different in {show(given.total)} pairs"]
-    lines += [f"drawing gives about {expected:,.0f}"] if expected else []
+    lines += [f"drawing gives about {expected:,.0f} rows"] if expected else []
     return _cell(*lines, value=given.prompts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from sail.report.pairs_file import written_by
 from sail.report.record import Row, RunRecord, number
 from sail.report.words import clean, messages
 
@@ -72,6 +73,7 @@ def _answer(text: Any, reward: Any) -> Row:
 def _pair(run: int, row: Row) -> Row:
     """A line of pairs.jsonl.gz with texts cleaned and numbers checked; keys that the page does not know are left out.
 
+    authors: who wrote the first and the second response, "policy" or "dataset" (route spin).
     disagreement: how far the oracle's probability of "first wins" lies from the policy's own when the pair was sampled; None
     where the policy labels itself and in files that do not hold it.
     """
@@ -85,6 +87,7 @@ def _pair(run: int, row: Row) -> Row:
         "first": clean(row.get("first")),
         "second": clean(row.get("second")),
         "route": clean(row.get("route")),
+        "authors": list(written_by(row.get("route"))),
         "source": clean(row.get("source")),
         "label": label,
         "probability": probability,

@@ -83,7 +83,7 @@
     disagree: ["disagreeing", (row) => row.disagreement !== null && aside(row) < 0],
     agree: ["agreeing", (row) => row.disagreement !== null && aside(row) > 0],
     abstained: ["no label", (row) => row.label === null],
-    identical: ["identical", (row) => row.first === row.second],
+    identical: ["identical", (row) => row.first === row.second && !row.authors.includes("dataset")],
     cut: ["cut", (row) => row.cut.includes(true)],
     empty: ["empty", (row) => !row.first.trim() || !row.second.trim()],
     reference: ["with reference", (row) => row.reference !== null],
@@ -123,7 +123,8 @@
     const share = row.label === null ? null : index === 0 ? row.label : 1 - row.label;
     const block = element("div", share !== null && share > 0.5 ? "answer preferred" : "answer");
     const head = element("h4");
-    head.append(element("span", "", share !== null && share > 0.5 ? `${name} · preferred` : name));
+    const author = row.authors.includes("dataset") ? `${name} · the ${row.authors[index]}'s` : name;
+    head.append(element("span", "", share !== null && share > 0.5 ? `${author} · preferred` : author));
     const length = row.lengths[index];
     const facts = [];
     if (length !== null) facts.push(length === 1 ? "1 token" : `${length} tokens`);
