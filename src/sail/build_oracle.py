@@ -22,7 +22,7 @@ from sail.oracle_config import (
     keeps_ledger,
 )
 from sail.oracle_wraps import CapsConfig, NoiseWrap
-from sail.oracles import Oracle, as_oracle, load_callable, without_people
+from sail.oracles import Oracle, as_oracle, for_measuring, load_callable, without_people
 from sail.oracles.calls import Caps, Patience
 from sail.oracles.ledger import LEDGER, Ledger
 from sail.oracles.wrappers import BothOrders, Budgeted, Committee, Noise, OneOrder, Remember
@@ -50,6 +50,13 @@ def make_oracle(config: RunConfig, ledger: Ledger | None = None) -> Oracle | Non
     if config.oracle is None:
         return None
     return _Builder(config, ledger or Ledger(":memory:", at_once=False)).build(config.oracle)
+
+
+def oracle_of_run(config: RunConfig, run: Path | None) -> Oracle | None:
+    """The oracle for measuring a finished run, with the ledger in its folder `run`, so that nothing is paid twice."""
+    if run is not None:
+        config = config.model_copy(update={"train": config.train.model_copy(update={"output_dir": str(run)})})
+    return for_measuring(make_oracle(config, make_ledger(config)))
 
 
 def begin_ledger(ledger: Ledger, config: RunConfig, *, overwrite: bool) -> None:

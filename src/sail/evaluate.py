@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sail.build import make_tokenizer
-from sail.build_oracle import make_ledger, make_oracle
+from sail.build_oracle import oracle_of_run
 from sail.config import RunConfig
 from sail.data.encode import EncodedRow, encode_prompt, encode_rows, eos_ids
 from sail.data.sources import load_rows
@@ -23,7 +23,7 @@ from sail.evaluation.show import print_evaluation
 from sail.evaluation.stats import rate_interval
 from sail.generation import SamplingSettings
 from sail.oracle_config import FunctionOracle
-from sail.oracles import Oracle, as_oracle, for_measuring, load_callable
+from sail.oracles import Oracle, as_oracle, load_callable
 from sail.oracles.ledger import hash_of
 from sail.subject import (
     Subject,
@@ -182,30 +182,19 @@ class Plan:
 
     def _oracle(self) -> tuple[Oracle | None, str | None]:
         config = self.config
-        path, section = self.options.oracle, None if config is None else config.oracle
-        if path is None and isinstance(section, FunctionOracle):
-            path = section.path
+        section = None if config is None else config.oracle
+        own = section if self.options.oracle is None and isinstance(section, FunctionOracle) else None
+        path = self.options.oracle if own is None else own.path
         if path is not None:
-            temperature = (
-                section.temperature
-                if isinstance(section, FunctionOracle) and self.options.oracle is None
-                else 1.0
-            )
+            temperature = 1.0 if own is None else own.temperature
             oracle = as_oracle(load_callable(path), temperature=temperature, name=Path(path).name)
             return oracle, f"{Path(path).name} {file_fingerprint(Path(path.rpartition(':')[0]))}"
-        made = None if config is None else self._oracle_of_run(config)
+        made = None if config is None else oracle_of_run(config, self.subject.run)
         if made is None:
             why = "there is no oracle" if section is None else "people are asked in training only"
             self.left_out["reward, win_rate"] = f"{why}; give --oracle path.py:name"
             return None, None
         return made, f"{made.name} {hash_of(made.settings())[:12]}"
-
-    def _oracle_of_run(self, config: RunConfig) -> Oracle | None:
-        """The run's own, with its ledger, so that nothing is paid twice; without what is wrapped around scores."""
-        if self.subject.run is not None:
-            train = config.train.model_copy(update={"output_dir": str(self.subject.run)})
-            config = config.model_copy(update={"train": train})
-        return for_measuring(make_oracle(config, make_ledger(config)))
 
     def _reference(self) -> Subject | None:
         name = self.options.reference

@@ -17,6 +17,7 @@ from sail import build_oracle
 from sail.build import dry_run, run_training
 from sail.config import config_from_dict
 from sail.errors import ConfigError, OracleError
+from sail.evaluate import EvalOptions, evaluate
 from sail.oracles.calls import Answer, Call, CallOracle
 from sail.oracles.ledger import LEDGER, Ledger
 
@@ -132,12 +133,14 @@ def test_a_run_that_points_at_the_ledger_of_another_one_pays_nothing_again(
 
 
 def test_overwriting_removes_its_own_ledger_and_leaves_a_shared_one(world: Path, tmp_path: Path) -> None:
-    own = config(world, tmp_path / "a", {"wrap": ["remember"]})
+    own = config(world, tmp_path / "a", {"wrap": ["remember"]}, max_steps=1)
     first = train(own)
     again = train(own, overwrite=True)
     assert again["oracle"] == first["oracle"]
     assert again["oracle"]["remembered"] == asked(world) // 2
-    shared = config(world, tmp_path / "b", {"wrap": ["remember"], "ledger": str(tmp_path / "shared.sqlite")})
+    shared = config(
+        world, tmp_path / "b", {"wrap": ["remember"], "ledger": str(tmp_path / "shared.sqlite")}, max_steps=1
+    )
     train(shared)
     again = train(shared, overwrite=True)
     assert again["oracle"]["remembered"] == 0
@@ -254,6 +257,28 @@ def test_a_paid_run_says_what_it_has_cost(
     assert (results["tokens"], results["cost"]) == (12 * calls, 0.5 * calls)
     assert (results["failed"], results["possibly_paid"]) == (0, 0)
     assert results["both_orders"]["asked"] >= calls // 2
+
+
+def test_a_paid_run_is_evaluated_with_its_own_oracle_and_ledger(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_oracle, "_part", lambda kind, name: Likes)
+    judge = {"kind": "judge", "url": "http://127.0.0.1:1/v1", "model": "m", "wrap": ["both_orders"]}
+    folder = tmp_path / "run"
+    raw = config(world, folder, held_out=True, max_steps=1).model_dump()
+    train(config_from_dict({**raw, "oracle": judge}))
+
+    def paid() -> int:
+        with Ledger(folder / LEDGER, run=".") as ledger:
+            return ledger.spent().calls
+
+    before = paid()
+    found = evaluate(EvalOptions(str(folder), prompts=4))
+    assert found["settings"]["oracle"].startswith("m ")
+    assert found["metrics"]["win_rate"]["n"] == 4
+    after = paid()
+    evaluate(EvalOptions(str(folder), prompts=4, overwrite=True))
+    assert paid() == after >= before
 
 
 def test_what_is_missing_is_said() -> None:
