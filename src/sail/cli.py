@@ -9,11 +9,12 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from sail.commands.arguments import add_verb, at_least_one
+from sail.commands.oracle_verbs import add_ledger
 from sail.errors import SailError
 from sail.fields import AlignmentFields
 from sail.mixture import PRESETS
@@ -30,6 +31,7 @@ examples:
   sail eval runs/sail                             measure a run on held-out prompts, with intervals
   sail compare runs/dpo runs/sail                 set runs side by side, and say whether that is fair
   sail report runs/sail runs/dpo                  one page on runs: better, how sure, what is wrong
+  sail ledger runs/sail --totals                  what an oracle was asked, said and cost
   sail env                                        versions and hardware, for a bug report
 
 Each verb explains itself: sail train --help.
@@ -40,6 +42,8 @@ overrides:
   key.path=value changes one setting of the run file; the value is YAML. For example
     train.beta=0.2   train.preset=sail-mix   train.routes.dpr.weight=0.4   peft={r: 16}   ref_model=null
   A relative path in an override starts from the current directory.
+
+The keys of every section stand, explained, in the file that sail init writes; those of each kind of oracle with --oracle KIND.
 """
 
 _EVAL = """\
@@ -104,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(verbs)
     _add_compare(verbs)
     _add_report(verbs)
-    _add_verb(verbs, "env", _env, "print versions and hardware")
+    add_ledger(verbs)
+    add_verb(verbs, "env", _env, "print versions and hardware")
     return parser
 
 
@@ -121,25 +126,11 @@ class _Version(argparse.Action):
         parser.exit()
 
 
-def _add_verb(
-    verbs: Any, name: str, handler: Callable[[argparse.Namespace], None], about: str, epilog: str = ""
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(
-        name,
-        help=about,
-        description=about[0].upper() + about[1:] + ".",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(handler=handler, parser=parser)
-    return parser
-
-
 # --- The verbs: their arguments, and what they call -----------------------------------------------------------
 
 
 def _add_play(verbs: Any) -> None:
-    parser = _add_verb(verbs, "play", _play, "align a small model in the embedded world, and report on it")
+    parser = add_verb(verbs, "play", _play, "align a small model in the embedded world, and report on it")
     parser.add_argument("--quick", action="store_true", help="fewer steps: about 3 minutes on 2 cores")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/play"), metavar="DIR", help="default: %(default)s"
@@ -155,12 +146,18 @@ def _play(options: argparse.Namespace) -> None:
 
 def _add_init(verbs: Any) -> None:
     epilog = "presets:\n" + "\n".join(f"  {preset.name:<12} {preset.about}" for preset in PRESETS.values())
-    parser = _add_verb(verbs, "init", _init, "write a commented run file to start from", epilog)
+    parser = add_verb(verbs, "init", _init, "write a commented run file to start from", epilog)
     parser.add_argument(
         "path", nargs="?", type=Path, default=Path("run.yaml"), metavar="PATH", help="default: %(default)s"
     )
     parser.add_argument(
         "--preset", choices=tuple(PRESETS), default="sail-dpr", metavar="P", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--oracle",
+        default="function",
+        metavar="K",
+        help="function, reward_model, judge, people or committee (default: %(default)s)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
 
@@ -168,11 +165,11 @@ def _add_init(verbs: Any) -> None:
 def _init(options: argparse.Namespace) -> None:
     from sail.commands.init import write_run_file
 
-    print(write_run_file(options.path, options.preset, force=options.force))
+    print(write_run_file(options.path, options.preset, force=options.force, kind=options.oracle))
 
 
 def _add_run(verbs: Any, name: str, handler: Any, about: str, epilog: str) -> argparse.ArgumentParser:
-    parser = _add_verb(verbs, name, handler, about, epilog)
+    parser = add_verb(verbs, name, handler, about, epilog)
     parser.add_argument("config", metavar="run.yaml", help="the run file; sail init writes one")
     parser.add_argument(
         "overrides", nargs="*", metavar="key.path=value", help="settings that replace the file's"
@@ -238,28 +235,20 @@ def _option_help() -> str:
 
 
 def _add_sample(verbs: Any) -> None:
-    parser = _add_verb(verbs, "sample", _sample, "let a model answer prompts")
+    parser = add_verb(verbs, "sample", _sample, "let a model answer prompts")
     parser.add_argument("model", metavar="MODEL", help="a model folder or name")
     parser.add_argument(
         "--prompt", action="append", required=True, metavar="TEXT", help="may be given several times"
     )
+    parser.add_argument("--n", type=at_least_one, default=1, help="answers per prompt (default: %(default)s)")
     parser.add_argument(
-        "--n", type=_at_least_one, default=1, help="answers per prompt (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=_at_least_one, default=256, metavar="N", help="default: %(default)s"
+        "--max-new-tokens", type=at_least_one, default=256, metavar="N", help="default: %(default)s"
     )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     parser.add_argument(
         "--chat", action="store_true", help="put the prompt into the tokenizer's chat template"
     )
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -281,7 +270,7 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _add_eval(verbs: Any) -> None:
-    parser = _add_verb(
+    parser = add_verb(
         verbs, "eval", _eval, "measure a run or a model on held-out prompts and questions", _EVAL
     )
     parser.add_argument(
@@ -300,14 +289,14 @@ def _add_eval(verbs: Any) -> None:
     parser.add_argument("--reference", metavar="MODEL", help="for KL and margin (default: the run's start)")
     parser.add_argument(
         "--prompts",
-        type=_at_least_one,
+        type=at_least_one,
         default=512,
         metavar="N",
         help="the first N prompts (default: %(default)s)",
     )
     parser.add_argument(
         "--samples",
-        type=_at_least_one,
+        type=at_least_one,
         default=1,
         metavar="N",
         help="answers per prompt (default: %(default)s)",
@@ -321,11 +310,9 @@ def _add_eval(verbs: Any) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: the run's")
     parser.add_argument("--temperature", type=float, metavar="T", help="default: the run's, or 1")
+    parser.add_argument("--max-new-tokens", type=at_least_one, metavar="N", help="default: the run's, or 256")
     parser.add_argument(
-        "--max-new-tokens", type=_at_least_one, metavar="N", help="default: the run's, or 256"
-    )
-    parser.add_argument(
-        "--batch-size", type=_at_least_one, default=64, metavar="N", help="default: %(default)s"
+        "--batch-size", type=at_least_one, default=64, metavar="N", help="default: %(default)s"
     )
     parser.add_argument("--out", metavar="DIR", help="default: RUN/eval, or eval/MODEL")
     parser.add_argument("--overwrite", action="store_true", help="start anew, whatever is in the folder")
@@ -339,7 +326,7 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _add_compare(verbs: Any) -> None:
-    parser = _add_verb(verbs, "compare", _compare, "set runs side by side, and say what may be compared")
+    parser = add_verb(verbs, "compare", _compare, "set runs side by side, and say what may be compared")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, at least two")
     parser.add_argument("--to", metavar="NAME", help="whom the others are compared with (default: the first)")
     parser.add_argument(
@@ -355,7 +342,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _add_report(verbs: Any) -> None:
     about = "write one page on one or several runs: did it get better, how sure is that, is anything wrong"
-    parser = _add_verb(verbs, "report", _report, about)
+    parser = add_verb(verbs, "report", _report, about)
     parser.add_argument(
         "runs",
         nargs="+",
@@ -369,7 +356,7 @@ def _add_report(verbs: Any) -> None:
     parser.add_argument("--title", metavar="T", help="the page's heading")
     parser.add_argument(
         "--pairs",
-        type=_at_least_one,
+        type=at_least_one,
         default=300,
         metavar="N",
         help="on-policy pairs of each run to show (default: %(default)s)",

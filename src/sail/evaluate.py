@@ -195,9 +195,8 @@ class Plan:
             return oracle, f"{Path(path).name} {file_fingerprint(Path(path.rpartition(':')[0]))}"
         made = None if config is None else self._oracle_of_run(config)
         if made is None:
-            self.left_out["reward, win_rate"] = (
-                "there is no oracle that may be asked; give --oracle path.py:name"
-            )
+            why = "there is no oracle" if section is None else "people are asked in training only"
+            self.left_out["reward, win_rate"] = f"{why}; give --oracle path.py:name"
             return None, None
         return made, f"{made.name} {hash_of(made.settings())[:12]}"
 

@@ -10,8 +10,10 @@ import pytest
 
 from sail.commands.init import init_yaml
 from sail.config import PeftConfig, RunConfig, SFTSection, load_config
+from sail.errors import ConfigError
 from sail.fields import AlignmentFields
 from sail.mixture import PRESETS, preset_of
+from sail.oracle_config import KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +69,22 @@ def test_init_takes_the_users_names() -> None:
     config = load(text)
     assert (config.model, config.data.train, config.train.output_dir) == ("org/m", "p.jsonl", "out")
     assert "sail train x.yaml --dry-run" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_oracle_of_each_kind_with_every_key_explained(kind: str) -> None:
+    text = init_yaml("sail-dpr", kind=kind)
+    config, full = load(text), load(_with_defaults_written(text))
+    assert config.oracle is not None
+    assert config.oracle.kind == kind
+    assert full.oracle == config.oracle
+    unwrapped = " ".join(re.sub(r"^\s*#( |$)", "", line) for line in text.splitlines())
+    for name, option in KINDS[kind].model_fields.items():
+        assert re.search(rf"{re.escape(option.description or '')}\s+#?{name}:", unwrapped), name
+
+
+def test_a_kind_that_is_none() -> None:
+    with pytest.raises(
+        ConfigError, match=r"--oracle is one of function, .*; it is 'jugde'\. Did you mean judge\?"
+    ):
+        init_yaml(kind="jugde")

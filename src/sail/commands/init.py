@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from sail.commands.run_file import dump_yaml
+from sail.commands.wording import did_you_mean
 from sail.config import DataConfig, PeftConfig, RunConfig, SFTSection, TrainSection
 from sail.errors import ConfigError
 from sail.mixture import mixture_of, preset_of
-from sail.oracle_config import FunctionOracle
+from sail.oracle_config import KINDS
 
 _HEAD = """\
 # A run of sail: {about}.
@@ -46,16 +47,18 @@ def init_yaml(
     *,
     train: str = "pairs.jsonl",
     oracle: str = "reward.py:reward",
+    kind: str = "function",
     output_dir: str | None = None,
     file: str = "run.yaml",
 ) -> str:
-    """The text of a commented run file that loads as it is. `file` is the name its header shows."""
+    """The text of a commented run file that loads as it is. `file` is the name its header shows; `kind` is the oracle's."""
     chosen = preset_of(preset)
     needs_oracle = mixture_of(preset, None).needs_oracle
     options = {"output_dir": output_dir or f"runs/{preset}", "preset": preset, **chosen.fixed}
     data = _section(DataConfig, {"train": train}, shown=("train",))
     peft = _section(PeftConfig, {}, shown=tuple(PeftConfig.model_fields))
-    judge = _section(FunctionOracle, {"kind": "function", "path": oracle}, shown=("kind", "path"))
+    given = _oracle_values(kind, oracle)
+    judge = _section(KINDS[kind], given, shown=tuple(given))
     sft = _section(SFTSection, {"model": "org/base-model"}, shown=tuple(SFTSection.model_fields))
     arguments = dump_yaml(_TRAINING_ARGUMENTS).splitlines()
     lines = [
@@ -66,6 +69,7 @@ def init_yaml(
         *_block("data", data),
         "",
         *_block("oracle", judge, active=needs_oracle),
+        f"# Other kinds: sail init --oracle {' | '.join(name for name in KINDS if name != kind)}",
         "",
         *_block("train", _section(TrainSection, options, shown=_SHOWN_OPTIONS)),
         "",
@@ -78,18 +82,37 @@ def init_yaml(
     return "\n".join(lines) + "\n"
 
 
-def write_run_file(path: Path, preset: str, *, force: bool) -> str:
+def _oracle_values(kind: str, path: str) -> dict[str, Any]:
+    """The keys of an oracle section that must be given, with a first value."""
+    function = {"kind": "function", "path": path}
+    judge = {"kind": "judge", "url": "http://127.0.0.1:8000/v1", "model": "judge-model"}
+    given: dict[str, dict[str, Any]] = {
+        "function": function,
+        "reward_model": {"kind": kind, "model": "./reward-model"},
+        "judge": {**judge, "wrap": ["both_orders"]},
+        "people": {"kind": kind},
+        "committee": {"kind": kind, "members": [function, {**judge, "wrap": ["both_orders"]}]},
+    }
+    if kind not in given:
+        raise ConfigError(
+            f"--oracle is one of {', '.join(given)}; it is {kind!r}.{did_you_mean(kind, list(given))}"
+        )
+    return given[kind]
+
+
+def write_run_file(path: Path, preset: str, *, force: bool, kind: str = "function") -> str:
     """Write the file for `sail init`; returns what to tell the user."""
+    text = init_yaml(preset, kind=kind, file=str(path))
     if path.exists() and not force:
         raise ConfigError(f"{path} exists. Give another path, or --force to overwrite it.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(init_yaml(preset, file=str(path)), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}. Give another path.") from None
     wanted = ["model (the SFT model)", "data.train (your preference pairs)"]
     if mixture_of(preset, None).needs_oracle:
-        wanted.append("oracle.path (your reward function)")
+        wanted.append(_TO_SET[kind])
     steps = [
         f"Wrote {path}. Next:",
         f"  1. set {', '.join(wanted)}",
@@ -97,6 +120,15 @@ def write_run_file(path: Path, preset: str, *, force: bool) -> str:
         f"  3. sail train {path}",
     ]
     return "\n".join(steps)
+
+
+_TO_SET = {
+    "function": "oracle.path (your reward function)",
+    "reward_model": "oracle.model (your reward model)",
+    "judge": "oracle.url and oracle.model (your judge)",
+    "people": "oracle.annotators (how many label each pair)",
+    "committee": "oracle.members",
+}
 
 
 def _section(
@@ -111,7 +143,9 @@ def _section(
     for name in sorted(only or kind.model_fields, key=lambda name: name not in shown):
         option = kind.model_fields[name]
         lines += _comment(option.description or "")
-        text = dump_yaml({name: values.get(name, option.default)}).splitlines()
+        value = values.get(name, option.default)
+        plain = value.model_dump() if isinstance(value, BaseModel) else value
+        text = dump_yaml({name: plain}, leaves_in_line=isinstance(plain, dict | list)).splitlines()
         lines += text if name in shown else [f"#{line}" for line in text]
     return lines
 

@@ -63,9 +63,12 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ConfigError(f"{source}: this is not valid YAML: {error}.") from None
 
 
-def dump_yaml(values: dict[str, Any]) -> str:
-    """YAML in the order of the keys, which parse_yaml reads back as the same values."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+def dump_yaml(values: dict[str, Any], *, leaves_in_line: bool = False) -> str:
+    """YAML in the order of the keys, which parse_yaml reads back as the same values. `leaves_in_line`: {a: 1} on one line."""
+    flow = None if leaves_in_line else False
+    return yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110, default_flow_style=flow
+    )
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

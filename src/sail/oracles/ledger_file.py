@@ -64,15 +64,12 @@ def open_file(path: Path | str) -> sqlite3.Connection:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS)
         try:
-            _check(db, path)
+            is_new = _is_new(db, path)
             _write_ahead(db)
             # With a write-ahead log a committed transaction survives the death of the process; power loss may cost the last ones.
             db.execute("PRAGMA synchronous=NORMAL")
-            with transaction(db):
-                for statement in _SCHEMA:
-                    db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION}")
-                db.execute(f"PRAGMA user_version = {VERSION}")
+            if is_new:
+                _make_tables(db)
         except BaseException:
             db.close()
             raise
@@ -111,7 +108,16 @@ def _refuse_other_files(path: Path) -> None:
             )
 
 
-def _check(db: sqlite3.Connection, path: Path | str) -> None:
+def _make_tables(db: sqlite3.Connection) -> None:
+    with transaction(db):
+        for statement in _SCHEMA:
+            db.execute(statement)
+        db.execute(f"PRAGMA application_id = {APPLICATION}")
+        db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _is_new(db: sqlite3.Connection, path: Path | str) -> bool:
+    """Whether the file has no tables yet; OracleError where it has others than ours."""
     # One moment of the file: another process may be making its tables right now.
     db.execute("BEGIN")
     application = db.execute("PRAGMA application_id").fetchone()[0]
@@ -119,7 +125,7 @@ def _check(db: sqlite3.Connection, path: Path | str) -> None:
     tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     db.execute("COMMIT")
     if application == APPLICATION and version == VERSION:
-        return
+        return False
     if application == APPLICATION:
         raise OracleError(
             f"The ledger {path} has version {version}, and this sail reads and writes version {VERSION}. Use the sail that wrote "
@@ -129,6 +135,7 @@ def _check(db: sqlite3.Connection, path: Path | str) -> None:
         raise OracleError(
             f"{path} is a SQLite file of another program. It is left as it is; point oracle.ledger elsewhere."
         )
+    return True
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:
