@@ -131,15 +131,13 @@ class Page:
         """A handler that checks who asks, reads the body and gives the answer as JSON."""
 
         async def answer(request: Request) -> Response:
-            from starlette.responses import JSONResponse
-
             try:
                 self._check_host(request)
                 self._check_token(request, request.headers.get(TOKEN_HEADER))
                 self._check_origin(request)
-                return JSONResponse(question(await _body(request)), headers=_HEADERS)
+                return _json(question(await _body(request)))
             except Refused as refused:
-                return JSONResponse({"error": str(refused)}, refused.status, headers=_HEADERS)
+                return _json({"error": str(refused)}, refused.status)
 
         return answer
 
@@ -256,6 +254,13 @@ def agreement_of(labels: Annotations) -> Agreement:
     items = labels.items()
     given = {pair: verdicts for pair, verdicts in given.items() if pair in items}
     return agreement(given, {pair: json.dumps(items[pair].prompt) for pair in given})
+
+
+def _json(answer: dict[str, Any], status: int = 200) -> Response:
+    from starlette.responses import Response
+
+    # In ASCII: a broken answer may hold half a surrogate pair, which has no UTF-8.
+    return Response(json.dumps(answer), status, _HEADERS, "application/json")
 
 
 async def _body(request: Request) -> dict[str, Any]:

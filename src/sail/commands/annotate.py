@@ -116,7 +116,8 @@ def _tell(place: Place, export: Path | None) -> None:
             "There is no pair with a majority yet, so nothing was exported. Label more with sail annotate."
         )
     export.parent.mkdir(parents=True, exist_ok=True)
-    export.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    export.write_bytes(text.encode("utf-8", "replace"))  # half a surrogate pair has no UTF-8
     twin = export.with_suffix(".summary.json")
     twin.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
     print(f"{len(rows)} preference rows are in {export}, this summary in {twin}.")
