@@ -137,3 +137,21 @@ def test_killed_while_waiting_and_labelled_meanwhile(
     server.stop()
     assert len(Annotations(file).labels()) == asked
     assert_same(whole, folder, finish(folder))
+
+
+def test_nobody_is_asked_beside_training(tmp_path: Path) -> None:
+    """The end of a run and its trial before ask an oracle about held-out pairs; people would be waited for without end."""
+    from tiny import make_pairs, make_trainer
+
+    from sail.build import _ask_once
+    from sail.oracles.people import People
+    from sail.results import final_results
+
+    oracle = People(tmp_path, serve=False)
+    trainer = make_trainer(tmp_path, oracle=oracle, trainer_options={"eval_dataset": make_pairs(4)})
+    assert _ask_once(trainer) == []
+    found = final_results(trainer, {})
+    assert "win_rate" not in found["metrics"]
+    assert found["metrics"]["length"]["n"] == 4
+    assert found["notes"] == ["People were asked in training only, so nobody judged the held-out answers."]
+    assert not (tmp_path / "annotations.sqlite").exists()

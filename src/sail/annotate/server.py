@@ -14,7 +14,7 @@ from sail.annotate.app import LOOPBACK, make_app
 from sail.annotate.store import Annotations
 from sail.errors import ConfigError, MissingExtraError, SailError
 
-PORT = 8808
+PORT = 8765
 TOKEN_VARIABLE = "SAIL_ANNOTATE_TOKEN"
 SHORTEST_TOKEN = 16
 
@@ -22,8 +22,9 @@ SHORTEST_TOKEN = 16
 class PageServer:
     """Serves the labels of a file until `stop`, or until the process ends. Holds a connection of its own to the file."""
 
-    def __init__(self, path: Path, *, host: str = "127.0.0.1", port: int | None = None) -> None:
-        """port: None takes 8808, or a free one where that is taken. The token is random, unless the environment gives one."""
+    def __init__(self, path: Path, *, host: str = "127.0.0.1", port: int = PORT) -> None:
+        """port: 8765, the default, gives way to a free one where it is taken; any other must be free. The token is random, unless
+        the environment gives one."""
         self.path, self.host, self._wanted = path, host, port
         self._given = os.environ.get(TOKEN_VARIABLE)
         if self._given is not None and len(self._given) < SHORTEST_TOKEN:
@@ -97,7 +98,7 @@ class PageServer:
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        ports = [self._wanted] if self._wanted is not None else [PORT, 0]
+        ports = [PORT, 0] if self._wanted == PORT else [self._wanted]
         for port in ports:
             listening = socket.socket(family, socket.SOCK_STREAM)
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -21,6 +21,8 @@ from sail.errors import OracleError
 ANNOTATIONS = "annotations.sqlite"
 """The file of a run whose oracle is people."""
 VERSION = 1
+APPLICATION = 0x5341494E
+"""Marks a SQLite file as one of labels, so that no other program's file is ever written to."""
 HOLD_SECONDS = 150.0
 """A pair on somebody's screen is kept from others so long after that page last gave a sign of life."""
 
@@ -69,7 +71,18 @@ class Annotations:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=60)
             self._db.row_factory = sqlite3.Row
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            version, owner, tables = (
+                self._db.execute(query).fetchone()[0]
+                for query in (
+                    "PRAGMA user_version",
+                    "PRAGMA application_id",
+                    "SELECT count(*) FROM sqlite_master",
+                )
+            )
+            if tables and owner != APPLICATION:
+                raise OracleError(
+                    f"{self.path} is the file of another program, or a ledger, and not one of labels. Name another file."
+                )
             if version not in (0, VERSION):
                 raise OracleError(
                     f"The labels in {self.path} have version {version}, and this sail writes version {VERSION}. Use the sail "
@@ -79,8 +92,9 @@ class Annotations:
             # A label is seconds of a person's life: it is on the disk before the page says so, whatever happens to the power.
             self._db.execute("PRAGMA synchronous=FULL")
             if version == 0:
-                self._db.executescript(_SCHEMA)
-                self._db.execute(f"PRAGMA user_version = {VERSION}")
+                self._db.executescript(
+                    f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
+                )
         except (OSError, sqlite3.Error) as error:
             raise OracleError(
                 f"The labels in {self.path} cannot be opened: {error}. Check that the folder can be written and that the file is "

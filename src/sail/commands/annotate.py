@@ -27,7 +27,7 @@ def annotate(
     labels: Path | None,
     annotators: int,
     host: str,
-    port: int | None,
+    port: int,
     question: str | None,
     export: Path | None,
     summary: bool,
@@ -75,7 +75,7 @@ def _prepare(store: Annotations, place: Place, annotators: int, question: str | 
         store.fact("question", question)
 
 
-def _serve(store: Annotations, place: Place, host: str, port: int | None) -> None:
+def _serve(store: Annotations, place: Place, host: str, port: int) -> None:
     server = PageServer(place.labels, host=host, port=port).start()
     try:
         if not server.is_private:

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sail.annotate.items import Item
+from sail.annotate.server import PORT, PageServer
 from sail.annotate.store import ANNOTATIONS, Annotations
 from sail.errors import ConfigError, OracleError
 from sail.oracles.base import Oracle
@@ -51,7 +52,7 @@ class People(Oracle):
         question: str | None = None,
         serve: bool = True,
         host: str = "127.0.0.1",
-        port: int | None = None,
+        port: int = PORT,
         name: str = "people",
         poll: float = 0.2,
     ) -> None:
@@ -68,7 +69,7 @@ class People(Oracle):
         self.serve = serve and os.environ.get("RANK", "0") == "0"
         self.host, self.port, self.name, self.poll = host, port, name, poll
         self._labels: Annotations | None = None
-        self._server: Any = None
+        self._server: PageServer | None = None
         self._unanswered = 0
 
     def settings(self) -> dict[str, Any]:
@@ -77,7 +78,6 @@ class People(Oracle):
             "kind": "people",
             "name": self.name,
             "annotators": self.annotators,
-            "deadline": self.deadline,
             "question": self.question,
         }
 
@@ -115,8 +115,6 @@ class People(Oracle):
             if self.question is not None:
                 self._labels.fact("question", self.question)
         if self.serve and self._server is None:
-            from sail.annotate.server import PageServer
-
             self._server = PageServer(self.path, host=self.host, port=self.port).start()
             _say(f"People label at {self._server.link}")
             if not self._server.is_private:
@@ -151,12 +149,12 @@ class People(Oracle):
 
     def _where(self) -> str:
         if self._server is not None:
-            return str(self._server.address)
+            return self._server.address
         return f"sail annotate {self.path.parent}"
 
 
 class _Line:
-    """One line, rewritten on a terminal; elsewhere a new one at the start, and when the count has changed at most once a minute."""
+    """One line, rewritten on a terminal; elsewhere a new one at the start, then at most one a minute, of a changed count."""
 
     def __init__(self, where: str) -> None:
         self.where = where
