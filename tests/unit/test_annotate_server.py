@@ -17,6 +17,7 @@ from sail.annotate.items import Item, shown_left
 from sail.annotate.server import PORT, PageServer
 from sail.annotate.store import Annotations
 from sail.errors import ConfigError, MissingExtraError, SailError
+from sail.oracles.people import People
 
 ITEMS = [Item.of(f"prompt {number}", f"good {number}", f"bad {number}")[0] for number in range(30)]
 TOKEN = "a token that a test can know"
@@ -240,3 +241,6 @@ def test_a_missing_web_server_says_what_to_install(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(MissingExtraError, match=r"sail-align\[annotate\]"):
         PageServer(labels.path).start()
+    with pytest.raises(MissingExtraError, match="annotate"):
+        People(labels.path)  # said when the run is built, not at its first step
+    People(labels.path, serve=False)

@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 from sail.annotate.agreement import Agreement, agreement
 from sail.annotate.items import Item, shown_left
 from sail.annotate.store import Annotations
-from sail.errors import MissingExtraError
 from sail.types import Prompt
 
 if TYPE_CHECKING:
@@ -61,13 +60,8 @@ def make_app(labels: Annotations, *, token: str, cookie: str, hosts: tuple[str, 
 
     hosts: names under which the page may be asked for (against other sites that resolve to this machine); None = any.
     """
-    try:
-        from starlette.applications import Starlette
-        from starlette.routing import Route
-    except ImportError as error:
-        raise MissingExtraError(
-            'The page for people needs a small web server. Install it: pip install "sail-align[annotate]"'
-        ) from error
+    from starlette.applications import Starlette
+    from starlette.routing import Route
 
     page = Page(labels, token=token, cookie=cookie, hosts=hosts)
     questions = {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +19,21 @@ from sail.errors import ConfigError, MissingExtraError, SailError
 PORT = 8765
 TOKEN_VARIABLE = "SAIL_ANNOTATE_TOKEN"
 SHORTEST_TOKEN = 16
+
+
+def require_web_server() -> None:
+    """MissingExtraError, with what to install, where the web server is missing; nothing is imported."""
+    if not all(sys.modules.get(name) or _installed(name) for name in ("uvicorn", "starlette")):
+        raise MissingExtraError(
+            'The page for people needs a small web server. Install it: pip install "sail-align[annotate]"'
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # what a module that is there without a spec, or set to None, gives
+        return False
 
 
 class PageServer:
@@ -40,12 +57,8 @@ class PageServer:
 
     def start(self) -> PageServer:
         """Open the port and answer. MissingExtraError without the web server, SailError if the port cannot be had."""
-        try:
-            import uvicorn
-        except ImportError as error:
-            raise MissingExtraError(
-                'The page for people needs a small web server. Install it: pip install "sail-align[annotate]"'
-            ) from error
+        require_web_server()
+        import uvicorn
 
         listening = self._listen()
         self.port = listening.getsockname()[1]

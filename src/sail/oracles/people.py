@@ -20,7 +20,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sail.annotate.items import Item
-from sail.annotate.server import PORT, PageServer
+from sail.annotate.server import PORT, PageServer, require_web_server
 from sail.annotate.store import ANNOTATIONS, Annotations
 from sail.errors import ConfigError, OracleError
 from sail.oracles.base import Oracle
@@ -67,6 +67,8 @@ class People(Oracle):
         self.path = path if path.suffix == ".sqlite" else path / ANNOTATIONS
         self.annotators, self.deadline, self.question = annotators, deadline, question
         self.serve = serve and os.environ.get("RANK", "0") == "0"
+        if self.serve:
+            require_web_server()
         self.host, self.port, self.name, self.poll = host, port, name, poll
         self._labels: Annotations | None = None
         self._server: PageServer | None = None
