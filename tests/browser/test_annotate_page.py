@@ -406,6 +406,7 @@ def start(folder, port, token):
     return process
 
 
+@pytest.mark.slow
 def test_the_server_is_killed_between_labels_and_started_again(visit, tmp_path):
     """SIGKILL, a label while nobody listens, a new process: the page waits, says so, and sends that label once."""
     rows = [{"prompt": f"prompt {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(8)]

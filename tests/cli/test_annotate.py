@@ -106,6 +106,7 @@ def test_from_pairs_to_preference_rows(home: Path, capsys: pytest.CaptureFixture
     assert summary["agrees_with_source"]["clusters"] == 5  # prompts 1 to 4, and the chat
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_no_label_is_lost(home: Path) -> None:
     """SIGKILL in a burst of labels, three times: every label whose answer came back is in the file, none twice."""
     rows = [{"prompt": f"prompt {n}", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(300)]

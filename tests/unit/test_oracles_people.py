@@ -19,7 +19,7 @@ from sail.annotate.store import Annotations
 from sail.errors import ConfigError, OracleError
 from sail.oracles import ask, without_people
 from sail.oracles.people import UNANSWERED_IN_A_ROW, People
-from sail.types import Pair
+from sail.types import Pair, Preference
 
 PAIRS = [Pair(f"prompt {number}", f"w3 {number}", f"w1 {number} more") for number in range(6)]
 
@@ -198,8 +198,28 @@ def test_a_signal_ends_the_waiting_at_once(tmp_path: Path, number: signal.Signal
     assert len(Annotations(tmp_path / "annotations.sqlite").items()) == 1
 
 
+def test_processes_of_one_run_share_the_file_and_one_serves(
+    people: Made, workers: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each asks about rows of its own; a pair that both have is asked once."""
+    main = people()
+    monkeypatch.setenv("RANK", "1")
+    other = people()
+    assert main.serve
+    assert not other.serve
+    told: list[Preference] = []
+    thread = threading.Thread(target=lambda: told.extend(other.compare(PAIRS[2:])))
+    thread.start()
+    workers(main, "ann")
+    assert [answer.first_wins for answer in main.compare(PAIRS[:4])] == [1.0] * 4
+    thread.join(timeout=20)
+    assert [answer.first_wins for answer in told] == [1.0] * 4
+    assert given(main) == 6
+
+
 def test_in_a_thread_waiting_works_too(people: Made, workers: Callable[..., Worker]) -> None:
-    oracle, told = people(), []
+    oracle = people()
+    told: list[Preference] = []
     thread = threading.Thread(target=lambda: told.extend(oracle.compare(PAIRS[:2])))
     workers(oracle, "ann")
     thread.start()

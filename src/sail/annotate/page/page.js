@@ -30,7 +30,7 @@
         return null;
       } catch (error) {
         if (what === "beat" || what === "summary") return null;
-        alarm("The server does not answer. Keep this page open: it tries again" + (what === "label" ? ", your last label is not saved yet." : "."));
+        alarm("The server does not answer. " + (what === "label" ? "Your last label is not saved yet. " : "") + "Keep this page open: it tries again.");
         await rest(AGAIN_MS);
       }
     }
