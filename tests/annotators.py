@@ -72,6 +72,8 @@ class Worker(threading.Thread):
                 verdict = self.rule(pair["prompt"], pair["left"], pair["right"])
                 state = self.person.label(pair, verdict)
                 self.given.append((pair["id"], verdict))
+            if self.most is not None:
+                self.person.ask("leave")  # what a page does when it is closed
         except (OSError, http.client.HTTPException) as error:
             # The page went away with the run that served it.
             self.error = error

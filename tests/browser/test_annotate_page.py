@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from sail.annotate import store
 from sail.annotate.items import Item
 from sail.annotate.server import PageServer
 from sail.annotate.store import Annotations
@@ -172,6 +173,22 @@ def test_two_people_at_once(labels, server, visit):
     told = ann.locator("#agreement").inner_text()
     assert f"{expected['alpha']:.2f} [{expected['low']:.2f}, {expected['high']:.2f}], over 12 pairs" in told
     assert 0.3 < expected["alpha"] < 0.7
+
+
+def test_a_closed_page_gives_its_pair_to_others_and_a_reloaded_one_keeps_it(
+    labels, server, visit, monkeypatch
+):
+    labels.offer(items(1), 1)
+    ann = visit(server.link, "Ann")
+    ann.reload()
+    ann.locator("#pair").wait_for()
+    ben = visit(server.link, "Ben")
+    assert ben.locator("#message h2").inner_text() == "Nothing left for you"
+    monkeypatch.setattr(store, "LEFT_SECONDS", 0.0)
+    ann.close()
+    ben.locator("#pair").wait_for()
+    press(ben, "t")
+    assert [label.annotator for label in labels.labels()] == ["Ben"]
 
 
 def test_hostile_texts_stay_texts(labels, server, visit):

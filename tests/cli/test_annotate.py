@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotators import Person
+from annotators import Person, Worker
 
 from sail import cli
 from sail.annotate.items import Item
@@ -214,6 +214,79 @@ def test_starting_over_keeps_what_people_said(home: Path) -> None:
     clear(home)
     assert labels.verdicts([one.hash for one in items]) == {}
     assert [label.verdict for label in labels.labels()] == ["first"]
+
+
+RUN = """
+model: ./model
+data: {train: pairs.jsonl, eval: held.jsonl}
+oracle: {kind: people, question: "Which has more w3?", port: 0}
+train:
+  preset: online-dpo
+  output_dir: run
+  max_steps: 3
+  per_device_train_batch_size: 2
+  max_new_tokens: 6
+  save_steps: 1
+  use_cpu: true
+  disable_tqdm: true
+"""
+
+
+@pytest.mark.slow
+def test_sail_train_asks_people_and_is_stopped_and_resumed(tmp_path: Path) -> None:
+    """The whole of it, through the command line: served by the run itself, Ctrl-C while it waits, resumed, finished."""
+    from tiny import make_model, make_pairs, make_tokenizer
+
+    make_model().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    for name, rows in (("pairs", make_pairs(8)), ("held", make_pairs(3, seed=9))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "run.yaml").write_text(RUN)
+    token = "a-token-for-this-test"
+
+    def train(*argv: str) -> tuple[subprocess.Popen[str], str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sail.cli", "train", "run.yaml", *argv],
+            cwd=tmp_path,
+            env={**os.environ, "SAIL_ANNOTATE_TOKEN": token},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdout is not None
+        said = ""
+        while "pairs open" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        return process, said
+
+    process, said = train()
+    try:
+        Worker(link_in(said).replace("$SAIL_ANNOTATE_TOKEN", token), "Ann", most=3).run()
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+        assert process.returncode == 130, rest
+        assert "Every label is kept" in rest
+        assert "Traceback" not in rest
+        process, more = train("--resume")
+        worker = Worker(link_in(more).replace("$SAIL_ANNOTATE_TOKEN", token), "Ben")
+        assert worker.person.next()["question"] == "Which has more w3?"
+        worker.start()
+        rest = process.communicate(timeout=120)[0]
+        worker.stop()
+        assert process.returncode == 0, rest
+        assert token not in said + more + rest
+    finally:
+        process.kill()
+        process.communicate()
+    labels = Annotations(tmp_path / "run" / ANNOTATIONS).labels()
+    assert [label.annotator for label in labels].count("Ann") == 3
+    assert len({label.pair for label in labels}) == len(labels)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["steps"] == 3
+    assert "People were asked in training only" in " ".join(results["notes"])
+    assert cli.main(["annotate", str(tmp_path / "run"), "--summary"]) == 0
 
 
 def test_help_needs_nothing_heavy() -> None:

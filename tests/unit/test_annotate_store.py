@@ -77,6 +77,15 @@ def test_a_pair_that_nobody_looks_at_any_more_is_given_to_others(
     )  # both counted: a label is never refused for being late
 
 
+def test_a_closed_page_gives_its_pair_back(labels: Annotations, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LEFT_SECONDS", 0.0)
+    labels.offer(ITEMS[:1], 1)
+    assert labels.next("ann") == ITEMS[0]
+    assert labels.next("ben") is None
+    labels.leave("ann")
+    assert labels.next("ben") == ITEMS[0]
+
+
 def test_every_pair_gets_as_many_people_as_wanted(labels: Annotations) -> None:
     labels.offer(ITEMS, 2)
     seen: dict[str, list[str]] = {}

@@ -119,6 +119,7 @@ def test_after_the_deadline_unanswered_pairs_abstain(people: Made, workers: Call
     assert 0.4 < time.monotonic() - began < 10
     assert sum(answer.first_wins is None for answer in told) == 4
     assert {answer.reason for answer in told if answer.first_wins is None} == {"no label within 0.5 s"}
+    assert [answer.passing for answer in told] == [answer.first_wins is None for answer in told]
     # what abstained stays so: a resumed run gets the same labels, at once
     began = time.monotonic()
     assert oracle.compare(PAIRS) == told

@@ -1,4 +1,4 @@
-"""The page as a web application: one HTML file, one script, one style sheet, and five small questions of that script.
+"""The page as a web application: one HTML file, one script, one style sheet, and six small questions of that script.
 
 Everything but script and style needs the token of the address: as ?token=, as the cookie that the page then sets, or as a header
 of a program. A question must also come from this very page: with a header of its own and as JSON, which no other site's form or
@@ -69,6 +69,7 @@ def make_app(labels: Annotations, *, token: str, cookie: str, hosts: tuple[str, 
         "label": page.label,
         "undo": page.undo,
         "beat": page.beat,
+        "leave": page.leave,
         "summary": page.summary,
     }
     routes = [
@@ -190,6 +191,11 @@ class Page:
         name = _name(asked)
         wanted = self.labels.hold(name, str(asked.get("pair", "")))
         return {"wanted": wanted, "progress": self._progress(name)}
+
+    def leave(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The page is gone: its pair may be given to others."""
+        self.labels.leave(_name(asked))
+        return {}
 
     def summary(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Who labelled how much, and how far they agree."""

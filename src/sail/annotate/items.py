@@ -46,10 +46,14 @@ class Label:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What people said of a pair in the end: the probability that its first text wins, or None and why."""
+    """What people said of a pair in the end: the probability that its first text wins, or None and why.
+
+    expired: its deadline had passed before it had all its labels.
+    """
 
     probability: float | None
     reason: str | None
+    expired: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ ANNOTATIONS = "annotations.sqlite"
 VERSION = 1
 APPLICATION = 0x5341494E
 """Marks a SQLite file as one of labels, so that no other program's file is ever written to."""
-HOLD_SECONDS = 150.0
+HOLD_SECONDS = 90.0
 """A pair on somebody's screen is kept from others so long after that page last gave a sign of life."""
+LEFT_SECONDS = 3.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pairs (
@@ -174,6 +175,14 @@ class Annotations:
                 self._hold(db, annotator, pair)
             return row is not None
 
+    def leave(self, annotator: str) -> None:
+        """The page was closed, or is being loaded anew: its pair is kept for a moment only."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE holds SET until = min(until, ?) WHERE annotator = ?",
+                (time.time() + LEFT_SECONDS, annotator),
+            )
+
     def _hold(self, db: sqlite3.Connection, annotator: str, pair: str) -> None:
         until = time.time() + HOLD_SECONDS
         db.execute("INSERT OR REPLACE INTO holds VALUES (?, ?, ?)", (annotator, pair, until))
@@ -282,10 +291,10 @@ class Annotations:
         with self._lock:
             for pair in pairs:
                 row = self._db.execute(
-                    "SELECT probability, reason FROM queue WHERE pair = ? AND state <> 'open'", (pair,)
+                    "SELECT probability, reason, state FROM queue WHERE pair = ? AND state <> 'open'", (pair,)
                 ).fetchone()
                 if row is not None:
-                    found[pair] = Verdict(row["probability"], row["reason"])
+                    found[pair] = Verdict(row["probability"], row["reason"], row["state"] == "expired")
         return found
 
     def _waiting(self, db: sqlite3.Connection, pairs: Sequence[str]) -> list[sqlite3.Row]:

@@ -95,7 +95,8 @@ class People(Oracle):
         answers = []
         for item, swapped in items:
             verdict = verdicts[item.hash]
-            answer = Preference(verdict.probability, verdict.reason)
+            # Nothing else is to remember what a deadline decided; this run's own file does, so that a resume is exact.
+            answer = Preference(verdict.probability, verdict.reason, passing=verdict.expired)
             answers.append(answer.swap() if swapped else answer)
         return answers
 

@@ -20,7 +20,7 @@
     for (let lost = false; ; lost = true) {
       try {
         const reply = await fetch("api/" + what, {
-          method: "POST", credentials: "same-origin", redirect: "error",
+          method: "POST", credentials: "same-origin", redirect: "error", keepalive: what === "leave",
           headers: { "Content-Type": "application/json", "X-Sail-Annotate": "1" },
           body: JSON.stringify({ name, ...body }),
         });
@@ -29,7 +29,7 @@
         alarm(answer.error || "The server refused this.");
         return null;
       } catch (error) {
-        if (what === "beat" || what === "summary") return null;
+        if (what === "beat" || what === "summary" || what === "leave") return null;
         alarm("The server does not answer. " + (what === "label" ? "Your last label is not saved yet. " : "") + "Keep this page open: it tries again.");
         await rest(AGAIN_MS);
       }
@@ -198,6 +198,8 @@
     if (document.hidden) hiddenAt = now;
     else { if (hiddenAt) hidden += now - Math.max(hiddenAt, shownAt); hiddenAt = 0; beat(); }
   });
+  addEventListener("pagehide", () => { if (name) ask("leave", {}); });
+  addEventListener("pageshow", (event) => { if (event.persisted) beat(); });
   for (const button of document.querySelectorAll(".verdict")) button.addEventListener("click", () => label(button.dataset.verdict));
   $("undo").addEventListener("click", undo);
   $("more").addEventListener("toggle", () => { if ($("more").open) showSummary(); });
