@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import threading
 import time
 import uuid
@@ -13,6 +14,11 @@ from urllib.parse import urlsplit
 
 Rule = Callable[[Any, str, str], str]
 """(prompt messages, left, right) -> left | right | tie | skip."""
+
+
+def hear_ctrl_c() -> None:
+    """For Popen(preexec_fn=...): a shell lets what it runs in the background ignore SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def likes_w3(prompt: Any, left: str, right: str) -> str:

@@ -11,6 +11,7 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
+from annotators import hear_ctrl_c
 
 from sail.annotate import store
 from sail.annotate.items import Item
@@ -413,6 +414,7 @@ def start(folder, port, token):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     said = ""
     while "Ctrl-C" not in said:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from annotators import Person, Worker
+from annotators import Person, Worker, hear_ctrl_c
 
 from sail import cli
 from sail.annotate.items import Item
@@ -52,6 +52,7 @@ def serve(home: Path, *argv: str) -> tuple[subprocess.Popen[str], str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     assert process.stdout is not None
     said = ""
@@ -252,6 +253,7 @@ def test_sail_train_asks_people_and_is_stopped_and_resumed(tmp_path: Path) -> No
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=hear_ctrl_c,
         )
         assert process.stdout is not None
         said = ""

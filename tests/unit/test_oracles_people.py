@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from annotators import Worker
+from annotators import Worker, hear_ctrl_c
 
 from sail.annotate.items import Item
 from sail.annotate.store import Annotations
@@ -186,6 +186,7 @@ def test_a_signal_ends_the_waiting_at_once(tmp_path: Path, number: signal.Signal
         env=os.environ,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=hear_ctrl_c,
     )
     end, seen = time.monotonic() + 60, ""
     assert process.stderr is not None
