@@ -202,6 +202,7 @@ def score_judge(folder: Path) -> Iterator[Oracle]:
 @contextmanager
 def people(folder: Path) -> Iterator[Oracle]:
     from annotators import Worker
+
     from sail.oracles.people import People
 
     def rule(prompt: Any, left: str, right: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sail.commands.arguments import add_verb, at_least_one
-from sail.commands.oracle_verbs import add_ledger
+from sail.commands.oracle_verbs import add_annotate, add_ledger
 from sail.errors import SailError
 from sail.fields import AlignmentFields
 from sail.mixture import PRESETS
@@ -32,6 +32,7 @@ examples:
   sail compare runs/dpo runs/sail                 set runs side by side, and say whether that is fair
   sail report runs/sail runs/dpo                  one page on runs: better, how sure, what is wrong
   sail ledger runs/sail --totals                  what an oracle was asked, said and cost
+  sail annotate pairs.jsonl                       let people say which answers are better
   sail env                                        versions and hardware, for a bug report
 
 Each verb explains itself: sail train --help.
@@ -109,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare(verbs)
     _add_report(verbs)
     add_ledger(verbs)
+    add_annotate(verbs)
     add_verb(verbs, "env", _env, "print versions and hardware")
     return parser
 

@@ -27,8 +27,8 @@ from sail.oracles import Oracle, as_oracle, load_callable
 from sail.oracles.ledger import hash_of
 from sail.subject import (
     Subject,
+    check_room,
     checkpoint_subjects,
-    context_of,
     find_subject,
     generation_config,
     stored_type,
@@ -361,19 +361,6 @@ class Plan:
             judge_name="" if self.scorer_fingerprint is None else self.scorer_fingerprint.split()[0],
         )
 
-    def _check_room(self, subject: Subject, longest: int) -> None:
-        """Refuse answers that do not fit behind the longest prompt: beyond its context a model says anything."""
-        context = context_of(subject.base or subject.model)
-        if context is None or not longest or longest + self.max_new_tokens <= context:
-            return
-        whole = f"The context of {subject.name} has {context} tokens, and the longest prompt {longest}"
-        if longest >= context:
-            raise ConfigError(f"{whole}: there is no room for an answer. Give shorter prompts with --data.")
-        raise ConfigError(
-            f"{whole}: there is room for answers of {context - longest} tokens, not of {self.max_new_tokens}. Give "
-            f"--max-new-tokens {context - longest} or less."
-        )
-
     def _voice(self, subject: Subject, tokenizer: Any, questions: Questions) -> Voice:
         """A model with its settings; its end-of-turn tokens are known from its files alone."""
         settings = SamplingSettings(
@@ -385,7 +372,7 @@ class Plan:
         )
         same = tokenizer is self.tokenizer
         ids = questions.ids if same else [encode_prompt(tokenizer, prompt) for prompt in questions.prompts]
-        self._check_room(subject, max(map(len, ids), default=0))
+        check_room(subject, max(map(len, ids), default=0), self.max_new_tokens)
         own = stored_type(self.subject.base or self.subject.model)
         # The reference in the policy's precision: else their log-probs differ by rounding too.
         arguments = {"dtype": own} if subject is self.reference and own is not None else {}

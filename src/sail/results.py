@@ -16,7 +16,7 @@ from sail.evaluation.final import Closing, close, has_risen
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.evaluation.show import show
 from sail.generation.scoring import unwrapped
-from sail.oracles import for_measuring
+from sail.oracles import for_measuring, without_people
 from sail.report.pairs_file import key_of
 from sail.report.record import read_run
 from sail.trainer import SAILTrainer
@@ -100,6 +100,8 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
     )
     results.update(metrics=findings.metrics, samples=findings.samples)
     results["notes"] += findings.notes
+    if trainer.oracle is not None and trainer.oracle.asks_people:
+        results["notes"].append("People were asked in training only, so nobody judged the held-out answers.")
     # To those of the evaluations while training.
     results["oracle_calls_in_evaluation"] = results.get("oracle_calls_in_evaluation", 0) + findings.calls
     return results
@@ -128,7 +130,7 @@ def audit_run(trainer: SAILTrainer, folder: Path, results: dict[str, Any]) -> No
         lambda: reference_of(trainer),
         trainer.processing_class,
         trainer.generator.settings,
-        trainer.oracle,
+        without_people(trainer.oracle),
         trained=rows,
         data=held_out.rows if held_out is not None and has_pairs else rows,
         # The pairs that a report shows: their prompts are those whose reference answers will be looked for.

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from sail.annotate.store import ANNOTATIONS, Annotations
 from sail.config import RunConfig, resolved_yaml
 from sail.errors import ConfigError
 from sail.evaluation.audit import ANSWERS, AUDIT
@@ -43,7 +44,7 @@ def holds_a_run(folder: Path) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run writes; files of the user's own stay."""
+    """Remove what a run writes. The user's own files stay, and so do people's labels: they count where a pair is asked again."""
     for path in [*checkpoints(folder), *(folder / name for name in ("model", "adapter", "eval", ROUNDS))]:
         shutil.rmtree(path, ignore_errors=True)
     for name in (
@@ -60,6 +61,10 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for ending in ("", "-wal", "-shm"):
         (folder / f"{LEDGER}{ending}").unlink(missing_ok=True)
+    if (folder / ANNOTATIONS).exists():
+        labels = Annotations(folder / ANNOTATIONS)
+        labels.forget_queue()
+        labels.close()
 
 
 def _refuse_changes(folder: Path, config: RunConfig) -> None:

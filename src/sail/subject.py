@@ -69,6 +69,21 @@ def context_of(name: str) -> int | None:
     return found if isinstance(found, int) and found > 0 else None
 
 
+def check_room(subject: Subject, longest: int, answer: int) -> None:
+    """Raises ConfigError if an answer of `answer` tokens does not fit behind a prompt of `longest`, naming the room there is:
+    beyond the positions that it was trained on a model says anything."""
+    context = context_of(subject.base or subject.model)
+    if context is None or not longest or longest + answer <= context:
+        return
+    whole = f"The context of {subject.name} has {context} tokens, and the longest prompt {longest}"
+    if longest >= context:
+        raise ConfigError(f"{whole}: there is no room for an answer. Give shorter prompts with --data.")
+    raise ConfigError(
+        f"{whole}: there is room for answers of {context - longest} tokens, not of {answer}. Give "
+        f"--max-new-tokens {context - longest} or less."
+    )
+
+
 def stored_type(name: str) -> Any:
     """The type that a model's weights are stored in, from its files alone; None where they do not say."""
     from transformers import AutoConfig

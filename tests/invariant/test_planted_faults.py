@@ -20,6 +20,7 @@ import torch
 import yaml
 from tiny import EOS, PAD, make_model, make_tokenizer, make_trainer
 
+from sail.data.encode import EncodedDataset
 from sail.report import read_run
 from sail.report.checks import examine
 from sail.report.page import build_report
@@ -200,8 +201,16 @@ def test_samples_that_come_back_in_another_order(tmp_path: Path, assistant: Any)
 
 
 def test_a_pool_of_one_prompt(tmp_path: Path, assistant: Any) -> None:
-    rows = [{**row, "prompt": "w2 w25 w26 w27"} for row in make_rows(256, 1)]
-    folder = run(tmp_path / "run", assistant, "sail-dpr", rows=rows)
+    """The file has 256 prompts, and every draw comes from its first row. (A file of one prompt is the user's own choice.)"""
+
+    class Starved(EncodedDataset):
+        def __getitem__(self, position: int) -> Any:
+            return super().__getitem__(0)
+
+    def plant(trainer: Any) -> None:
+        trainer.train_dataset.__class__ = Starved
+
+    folder = run(tmp_path / "run", assistant, "sail-dpr", plant=plant)
     assert {"prompts", "prompt-share"} <= alarms(folder)
     assert "1 different prompt" in measured(folder, "prompts")["measured"]
 

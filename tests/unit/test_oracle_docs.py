@@ -14,7 +14,7 @@ from sail.config import config_from_dict
 
 TEXT = (Path(__file__).parents[2] / "docs" / "oracles.md").read_text(encoding="utf-8")
 YAML = re.findall(r"```yaml\n(.*?)```", TEXT, flags=re.DOTALL)
-COMMANDS = re.findall(r"^(sail ledger .*)$", TEXT, flags=re.MULTILINE)
+COMMANDS = list(re.findall(r"^(sail ledger .*)$", TEXT, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("text", YAML)

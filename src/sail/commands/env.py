@@ -16,6 +16,8 @@ _PACKAGES = {
     "peft": "sail-align[lora]",
     "trl": "sail-align[sft]",
     "datasets": "sail-align[sft]",
+    "starlette": "sail-align[annotate]",
+    "uvicorn": "sail-align[annotate]",
 }
 """Each package, with what to install to get it."""
 

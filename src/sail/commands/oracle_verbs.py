@@ -16,6 +16,14 @@ A ledger holds every call that a run made to an oracle that costs money, and eve
   sail ledger runs/dpr --export pairs.jsonl --min-confidence 0.8     its answers as preference rows, in TRL's format
 """
 
+_ANNOTATE = """\
+Of a run folder whose oracle is people, the pairs that training waits for are labelled; of any other run, its recorded pairs.
+The link that is printed holds a random token; a token of your own can be set as SAIL_ANNOTATE_TOKEN. docs/people.md tells more.
+
+  sail annotate pairs.jsonl --annotators 2        everybody sees every pair that lacks two labels
+  sail annotate pairs.jsonl --export out.jsonl    the labels as preference rows, majority of the votes
+"""
+
 
 def add_ledger(verbs: Any) -> None:
     """`sail ledger`."""
@@ -62,3 +70,49 @@ def _ledger(options: argparse.Namespace) -> None:
     print(
         f"{options.export}: {export(options.place, wanted, options.export, min_confidence=least, force=options.force)}"
     )
+
+
+def add_annotate(verbs: Any) -> None:
+    """`sail annotate`."""
+    parser = add_verb(
+        verbs, "annotate", _annotate, "let people compare answers on a page of this machine", _ANNOTATE
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="RUN_OR_PAIRS", help="a run folder, or a file of pairs (JSONL)"
+    )
+    parser.add_argument(
+        "--annotators",
+        type=at_least_one,
+        default=1,
+        metavar="N",
+        help="how many people label each pair; agreement needs 2 (default: %(default)s; a waiting run says so itself)",
+    )
+    parser.add_argument(
+        "--question", metavar="TEXT", help='shown above each pair (default: "Which answer is better?")'
+    )
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="where the labels go, if not beside the pairs"
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="0.0.0.0 lets other machines in (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8765,
+        metavar="N",
+        help="default: %(default)s, or a free one where that is taken",
+    )
+    tell = parser.add_mutually_exclusive_group()
+    tell.add_argument("--summary", action="store_true", help="serve nothing; say what the labels say")
+    tell.add_argument("--export", type=Path, metavar="OUT.jsonl", help="the same, and write preference rows")
+
+
+def _annotate(options: argparse.Namespace) -> None:
+    from sail.commands.annotate import annotate
+
+    names = ("labels", "annotators", "host", "port", "question", "export", "summary")
+    annotate(options.source, **{name: getattr(options, name) for name in names})
