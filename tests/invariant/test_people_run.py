@@ -140,18 +140,29 @@ def test_killed_while_waiting_and_labelled_meanwhile(
 
 
 def test_nobody_is_asked_beside_training(tmp_path: Path) -> None:
-    """The end of a run and its trial before ask an oracle about held-out pairs; people would be waited for without end."""
+    """The trial before a run, its end and its audit ask an oracle about pairs too; people would be waited for without end."""
     from tiny import make_pairs, make_trainer
 
-    from sail.build import _ask_once
+    from sail.build_oracle import ask_once
+    from sail.config import config_from_dict
     from sail.oracles.people import People
-    from sail.results import final_results
+    from sail.results import audit_run, final_results
 
     oracle = People(tmp_path, serve=False)
     trainer = make_trainer(tmp_path, oracle=oracle, trainer_options={"eval_dataset": make_pairs(4)})
-    assert _ask_once(trainer) == []
+    config = config_from_dict(
+        {
+            "model": "m",
+            "data": {"train": "p.jsonl"},
+            "oracle": {"kind": "people"},
+            "train": {"preset": "sail-dpr"},
+        }
+    )
+    assert ask_once(oracle, trainer.train_dataset, config) == []
     found = final_results(trainer, {})
     assert "win_rate" not in found["metrics"]
     assert found["metrics"]["length"]["n"] == 4
-    assert found["notes"] == ["People were asked in training only, so nobody judged the held-out answers."]
+    assert "People were asked in training only, so nobody judged the held-out answers." in found["notes"]
+    audit_run(trainer, tmp_path, found)
+    assert found["oracle_calls_in_evaluation"] == 0
     assert not (tmp_path / "annotations.sqlite").exists()
