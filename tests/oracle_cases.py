@@ -225,8 +225,9 @@ def people(folder: Path) -> Iterator[Oracle]:
 @contextmanager
 def reward_model(folder: Path) -> Iterator[Oracle]:
     """A tiny classifier with opinions of its own about this world's words."""
-    from sail.oracles.reward_model import RewardModel
     from tiny_classifiers import chat_tokenizer, save_llama
+
+    from sail.oracles.reward_model import RewardModel
 
     words = ["worth", "question", *map(str, range(40))]
     yield RewardModel(str(save_llama(folder, chat_tokenizer(words))), batch_size=4)

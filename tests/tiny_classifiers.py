@@ -1,4 +1,4 @@
-"""Tiny reward models in folders, as save_pretrained leaves them: a decoder (Llama) and an encoder (BERT), with their tokenizers."""
+"""Tiny reward models in folders, as save_pretrained leaves them: a decoder (Llama) and an encoder (BERT)."""
 
 from __future__ import annotations
 

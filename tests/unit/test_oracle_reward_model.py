@@ -1,4 +1,4 @@
-"""A reward model as an oracle: its scores are those of the model alone, whatever else is in the batch; what cannot score is refused."""
+"""A reward model as an oracle: scores are those of the model alone, whatever is in the batch; what cannot score is refused."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 | prompt | tokenizer | input |
 |---|---|---|
 | messages | has a chat template | the whole conversation as the template writes it, without opening another turn |
-| text | of a decoder (no cls and sep token) | prompt ids + response ids + EOS, where it has an EOS: what `sail sft` and the policy see too |
-| text | of an encoder (cls and sep token) | the tokenizer's form for two texts: [CLS] prompt [SEP] response [SEP], with its segment ids |
+| text | of a decoder (no cls and sep token) | prompt ids + response ids + EOS, if it has one: as in `sail sft` |
+| text | of an encoder (cls and sep token) | its form for two texts: [CLS] prompt [SEP] response [SEP], with segment ids |
 
 One that is too long loses tokens from the left of the prompt; its opening special token (BOS, CLS) stays. No response is ever cut
 at its end, where classifiers of decoders read the score.

@@ -2,9 +2,9 @@
 
     p(first wins) = sigmoid((score(first) - score(second)) / temperature)
 
-What the model is given for a prompt and a response: data/whole.py. Where a classifier of a decoder model reads its score is fixed by
-the pad id of its config (the last token that is another one), so texts are padded with that id, and one whose config has none is
-padded such that the score is read at the last token, as it is for a text alone.
+What the model is given for a prompt and a response: data/whole.py. Where a classifier of a decoder model reads its score is fixed
+by the pad id of its config (the last token that is another one), so texts are padded with that id. Where the config has none,
+they are padded such that the score is read at the last token, as it is for a text alone.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RewardModel(ScoringOracle):
         self.model = load_classifier(model, dtype=dtype)
         self.tokenizer = load_tokenizer(tokenizer or model)
         self.pad_id, self.reads_before_pad = _padding(self.model, self.tokenizer, model)
-        self.max_length = _limit(self.model, self.tokenizer, max_length)
+        self.max_length = length_limit(self.model, self.tokenizer, max_length)
         self.counts = {"scored": 0, "cut": 0, "responses_cut": 0, "unreadable": 0}
         self._told = False
 
@@ -218,7 +218,7 @@ def load_classifier(name: str, *, dtype: str = "auto") -> Any:
     ConfigError for remote code, weights that are not safetensors, a number of outputs other than one, and a score head that is
     not in the weights: it would be made anew, and its scores be random.
     """
-    _check_folder(name)
+    refuse_folder(name)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -267,7 +267,8 @@ def load_tokenizer(name: str) -> Any:
         raise ConfigError(_not_loaded(name, "tokenizer", error)) from error
 
 
-def _check_folder(name: str) -> None:
+def refuse_folder(name: str) -> None:
+    """ConfigError for a path that is no model folder with safetensors weights; a hub name passes."""
     folder = Path(name)
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -318,8 +319,10 @@ def _another_id(wanted: int, last: set[int]) -> int:
     )
 
 
-def _limit(model: Any, tokenizer: Any, wanted: int | None) -> int | None:
-    """The longest input in tokens; None where nothing limits it."""
+def length_limit(
+    model: Any, tokenizer: Any, wanted: int | None, *, option: str = "oracle.max_length"
+) -> int | None:
+    """The longest input in tokens, `wanted` if given; None where nothing limits it. ConfigError if the model can take less."""
     config = model.config.get_text_config()
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and "roberta" in str(getattr(config, "model_type", "")):
@@ -329,7 +332,7 @@ def _limit(model: Any, tokenizer: Any, wanted: int | None) -> int | None:
     if wanted is None or most is None or wanted <= most:
         return wanted or most
     raise ConfigError(
-        f"oracle.max_length is {wanted}, and the reward model can take {most} tokens. Lower it, or leave it out."
+        f"{option} is {wanted}, and the reward model can take {most} tokens. Lower it, or leave it out."
     )
 
 
