@@ -164,6 +164,15 @@ def test_a_language_model_becomes_a_reward_model_that_has_learned_the_rule(run: 
     good, bad = RewardModel("rm").score(["w1 w2", "w1 w2"], ["w3 w5", "w4 w5"])
     assert good > bad
     assert AutoModelForSequenceClassification.from_pretrained("rm").config.num_labels == 1
+    # It labels a run: counted, and remembered in the ledger.
+    about = "oracle={kind: reward_model, model: rm, batch_size: 8, max_length: 12, wrap: [remember]}"
+    lengths = "max_new_tokens: 8, max_length: 32, max_prompt_length: 16"
+    train = f"{{preset: sail-dpr, output_dir: run, max_steps: 2, use_cpu: true, {lengths}}}"
+    assert cli.main(["train", "run.yaml", about, f"train={train}"]) == 0
+    spent = json.loads(Path("run/results.json").read_text())["oracle"]
+    assert spent["name"] == "reward model rm"
+    assert spent["reward_model"]["scored"] > 0
+    assert spent["reward_model"]["cut"] > 0
     # A finished folder is not trained over, nor is one of somebody else's.
     assert run() == 2
     assert "--overwrite" in capsys.readouterr().err
