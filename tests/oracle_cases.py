@@ -34,6 +34,8 @@ class Case:
     """A context manager of the oracle."""
     silent: bool = True
     broken: bool = True
+    exact: bool = True
+    """Whether the same pair gets the same bits beside other pairs: what multiplies matrices does not promise that."""
 
 
 def text_of(prompt: Prompt) -> str:
@@ -220,6 +222,17 @@ def people(folder: Path) -> Iterator[Oracle]:
         oracle.close()
 
 
+@contextmanager
+def reward_model(folder: Path) -> Iterator[Oracle]:
+    """A tiny classifier with opinions of its own about this world's words."""
+    from tiny_classifiers import chat_tokenizer, save_llama
+
+    from sail.oracles.reward_model import RewardModel
+
+    words = ["worth", "question", *map(str, range(40))]
+    yield RewardModel(str(save_llama(folder, chat_tokenizer(words))), batch_size=4)
+
+
 def _there(module: str) -> bool:
     return find_spec(module) is not None
 
@@ -230,5 +243,4 @@ if _there("sail.oracles.judge"):
 if _there("sail.oracles.people"):
     # Nobody is made to fail by a row: who cannot say skips it.
     CASES["people"] = Case(people, broken=False)
-# A reward model: one more function here that makes a tiny classifier whose score grows with the worth, and
-# CASES["reward_model"] = Case(reward_model, silent=False, broken=False).
+CASES["reward_model"] = Case(reward_model, silent=False, broken=False, exact=False)

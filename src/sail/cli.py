@@ -9,14 +9,14 @@ import sys
 import textwrap
 import traceback
 import warnings
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from sail.commands.arguments import add_verb, at_least_one
+from sail.commands.options import OVERRIDES, option_help
 from sail.commands.oracle_verbs import add_annotate, add_ledger
 from sail.errors import SailError
-from sail.fields import AlignmentFields
 from sail.mixture import PRESETS
 
 _TOP = """\
@@ -26,6 +26,7 @@ examples:
   sail play --quick                               watch a small model being aligned, with proof
   sail init run.yaml --preset sail-dpr            write a commented run file
   sail sft run.yaml                               supervised fine-tuning, the stage before
+  sail train-reward run.yaml                      a reward model from preference pairs, an oracle
   sail train run.yaml train.beta=0.2 --dry-run    show what would be run; without --dry-run, run it
   sail sample runs/sail/model --prompt "Hello"    let a model answer
   sail eval runs/sail                             measure a run on held-out prompts, with intervals
@@ -38,14 +39,6 @@ examples:
 Each verb explains itself: sail train --help.
 """
 
-_OVERRIDES = """\
-overrides:
-  key.path=value changes one setting of the run file; the value is YAML. For example
-    train.beta=0.2   train.preset=sail-mix   train.routes.dpr.weight=0.4   peft={r: 16}   ref_model=null
-  A relative path in an override starts from the current directory.
-
-The keys of every section stand, explained, in the file that sail init writes; those of each kind of oracle with --oracle KIND.
-"""
 
 _EVAL = """\
 A run folder supplies data, oracle, reference, beta and lengths; what is missing for a metric is said. An evaluation that was
@@ -104,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_play(verbs)
     _add_init(verbs)
     _add_sft(verbs)
+    _add_train_reward(verbs)
     _add_train(verbs)
     _add_sample(verbs)
     _add_eval(verbs)
@@ -180,7 +174,7 @@ def _add_run(verbs: Any, name: str, handler: Any, about: str, epilog: str) -> ar
 
 
 def _add_sft(verbs: Any) -> None:
-    _add_run(verbs, "sft", _sft, "fine-tune on answers (the section sft of the run file)", _OVERRIDES)
+    _add_run(verbs, "sft", _sft, "fine-tune on answers (the section sft of the run file)", OVERRIDES)
 
 
 def _sft(options: argparse.Namespace) -> None:
@@ -192,9 +186,31 @@ def _sft(options: argparse.Namespace) -> None:
     run_sft(config)
 
 
+def _add_train_reward(verbs: Any) -> None:
+    about = "train a reward model on preference pairs (the section reward of the run file)"
+    _add_dry_run_and_old_run(_add_run(verbs, "train-reward", _train_reward, about, OVERRIDES))
+
+
+def _train_reward(options: argparse.Namespace) -> None:
+    from sail.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    from sail.build_reward import dry_run_reward, run_train_reward
+
+    if options.dry_run:
+        print(dry_run_reward(config))
+        return
+    again = shlex.join([options.config, *options.overrides])
+    run_train_reward(config, resume=options.resume, overwrite=options.overwrite, config_path=again)
+
+
 def _add_train(verbs: Any) -> None:
     about = "align a model: offline, online, or a mixture of routes"
-    parser = _add_run(verbs, "train", _train, about, f"{_OVERRIDES}\n{_option_help()}")
+    parser = _add_run(verbs, "train", _train, about, f"{OVERRIDES}\n{option_help()}")
+    _add_dry_run_and_old_run(parser)
+
+
+def _add_dry_run_and_old_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, show what would be run, and stop"
     )
@@ -221,19 +237,6 @@ def _train(options: argparse.Namespace) -> None:
         config_path=shlex.join([options.config, *options.overrides]),
     )
     print(f"Run folder: {folder}")
-
-
-def _option_help() -> str:
-    """The options of the section train, from the one table that defines them."""
-    lines = ["options of the section train, beside every field of transformers.TrainingArguments:"]
-    for option in fields(AlignmentFields):
-        default = option.default if option.default_factory is MISSING else option.default_factory()
-        word = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-        lines.append(f"  train.{option.name} ({word})")
-        lines += textwrap.wrap(
-            option.metadata["help"], 100, initial_indent=" " * 6, subsequent_indent=" " * 6
-        )
-    return "\n".join(lines)
 
 
 def _add_sample(verbs: Any) -> None:

@@ -24,6 +24,7 @@ from sail.errors import ConfigError
 from sail.fields import AlignmentFields
 from sail.mixture import Mixture, preset_of
 from sail.oracle_config import FunctionOracle, OracleConfig, kind_problem, located, path_keys
+from sail.reward_config import RewardSection
 from sail.rules import Resources, apply_preset, check
 from sail.section import Section
 
@@ -150,6 +151,7 @@ class RunConfig(Section):
     oracle: OracleConfig | None = Field(default=None, description="Who prefers what; route dpr needs it.")
     train: TrainSection = Field(default=TrainSection(), description="The alignment run.")
     sft: SFTSection | None = Field(default=None, description="The stage before, for sail sft.")
+    reward: RewardSection | None = Field(default=None, description="A reward model, for sail train-reward.")
 
     @property
     def alignment(self) -> AlignmentFields:
@@ -189,10 +191,11 @@ _SECTIONS: Sections = {
     "oracle": FunctionOracle,
     "peft": PeftConfig,
     "sft": SFTSection,
+    "reward": RewardSection,
 }
 _PATHS = (
     *("model", "ref_model", "tokenizer", "data.train", "data.eval", "data.prompts"),
-    *("sft.model", "sft.train", "sft.eval"),
+    *("sft.model", "sft.train", "sft.eval", "reward.model", "reward.train", "reward.eval"),
 )
 """The oracle's lie in its section, by its kind."""
 
@@ -219,8 +222,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConfig:
     """The run that a mapping shaped like the YAML file describes; its paths are left alone.
 
-    `source` begins the error message. An `sft` section without `train` is a run of sail sft only: nothing is asked
-    of its alignment until `config.mixture` is.
+    `source` begins the error message. An `sft` or `reward` section without `train` is a run of that stage only: nothing
+    is asked of its alignment until `config.mixture` is.
     """
     # a section left empty (`train:` with every line commented out) is one that was not written
     raw = {key: _without_slips(value) for key, value in raw.items() if value is not None}
@@ -238,7 +241,7 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConf
             raise ConfigError(
                 "sft.train: null means the chosen answers of data.train, but neither is given. Set one."
             )
-        if config.sft is None or "train" in raw:
+        if (config.sft is None and config.reward is None) or "train" in raw:
             _ = config.mixture
     except ConfigError as error:
         raise ConfigError(_refusal(source, [str(error)])) from None
@@ -319,8 +322,8 @@ def resolved_yaml(config: RunConfig) -> str:
     if config.alignment.preset:
         routes = {name: dict(entry) for name, entry in preset_of(config.alignment.preset).routes.items()}
         head += f"# preset {config.alignment.preset} = routes {routes}\n"
-    sft_only = config.sft is not None and config.train == TrainSection()
-    values = config.model_dump(exclude={"train"} if sft_only else None)
+    stage_only = (config.sft or config.reward) is not None and config.train == TrainSection()
+    values = config.model_dump(exclude={"train"} if stage_only else None)
     return head + dump_yaml(_without_secrets(values))
 
 

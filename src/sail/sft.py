@@ -35,7 +35,7 @@ def fine_tune(
         ) from error
     arguments = {"report_to": [], "save_strategy": "no", "logging_steps": 10, **arguments}
     limit, ends = arguments.get("max_length"), eos_ids(tokenizer, getattr(model, "generation_config", None))
-    config = SFTConfig(**{**_device_defaults(arguments, SFTConfig), **arguments})
+    config = SFTConfig(**{**device_defaults(arguments, SFTConfig), **arguments})
     trainer = SFTTrainer(
         model=model,
         args=config,
@@ -65,7 +65,7 @@ def fine_tune(
     return folder
 
 
-def _device_defaults(arguments: dict[str, Any], config_class: Any) -> dict[str, Any]:
+def device_defaults(arguments: dict[str, Any], config_class: Any) -> dict[str, Any]:
     """TRL asks for bf16 and activation checkpointing by default; neither helps without a GPU that supports bf16."""
     import torch
 

@@ -132,7 +132,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"sail {sail.__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["data", "merge", "train-reward"])
+@pytest.mark.parametrize("verb", ["data", "merge"])
 def test_verbs_to_come_are_not_there(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"invalid choice: '{verb}'" in argparse_refusal([verb], capsys)
 

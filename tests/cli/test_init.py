@@ -14,6 +14,7 @@ from sail.errors import ConfigError
 from sail.fields import AlignmentFields
 from sail.mixture import PRESETS, preset_of
 from sail.oracle_config import KINDS
+from sail.reward_config import RewardSection
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +53,7 @@ def test_the_commented_lines_are_the_defaults(preset: str) -> None:
     assert full.data == plain.data
     assert full.peft == PeftConfig()
     assert full.sft == SFTSection(model="org/base-model")
+    assert full.reward == RewardSection()
     assert full.oracle is not None
 
 

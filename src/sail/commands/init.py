@@ -15,6 +15,7 @@ from sail.config import DataConfig, PeftConfig, RunConfig, SFTSection, TrainSect
 from sail.errors import ConfigError
 from sail.mixture import mixture_of, preset_of
 from sail.oracle_config import KINDS
+from sail.reward_config import RewardSection
 
 _HEAD = """\
 # A run of sail: {about}.
@@ -60,6 +61,7 @@ def init_yaml(
     given = _oracle_values(kind, oracle)
     judge = _section(KINDS[kind], given, shown=tuple(given))
     sft = _section(SFTSection, {"model": "org/base-model"}, shown=tuple(SFTSection.model_fields))
+    reward = _section(RewardSection, {}, shown=tuple(RewardSection.model_fields))
     arguments = dump_yaml(_TRAINING_ARGUMENTS).splitlines()
     lines = [
         _HEAD.format(about=f"preset {preset}, {chosen.about}", file=file).rstrip(),
@@ -78,6 +80,8 @@ def init_yaml(
         *_block("peft", peft, active=False),
         "",
         *_block("sft", sft, active=False),
+        "",
+        *_block("reward", reward, active=False),
     ]
     return "\n".join(lines) + "\n"
 

@@ -117,7 +117,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[in
     if isinstance(prompt, str):
         ids = _with_special_tokens(tokenizer, prompt)
     else:
-        ids = _ids(tokenizer, _render(tokenizer, prompt, open_turn=True))
+        ids = _ids(tokenizer, render(tokenizer, prompt, open_turn=True))
     if not ids:
         raise DataError("the tokenizer makes no token of the prompt. Reword it, or use another tokenizer.")
     return ids
@@ -137,7 +137,7 @@ def encode_response(
     if eos is None:
         eos = eos_ids(tokenizer)
     text = response if isinstance(prompt, str) else _answer_text(tokenizer, prompt, response)
-    ids = _continuation_ids(tokenizer, text)
+    ids = continuation_ids(tokenizer, text)
     end = next((i for i, token in enumerate(ids) if token in eos), len(ids))
     rest = [token for token in ids[end:] if token not in eos]
     # A template may write more after its end of turn; only what the row itself says there is a fault.
@@ -264,10 +264,10 @@ def _fitted(
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of text as it stands, without special tokens around it."""
-    return _tokenise(tokenizer, text, special=False)
+    return tokenise(tokenizer, text, special=False)
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
+def tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
     """The tokenizer's ids. Not verbose: lengths are checked here, against the run's own limits."""
     try:
         return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
@@ -282,14 +282,14 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -
 
 def _with_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Text with the tokenizer's special tokens, less the EOS that some add: the response is still to come."""
-    ids = _tokenise(tokenizer, text, special=True)
+    ids = tokenise(tokenizer, text, special=True)
     eos = tokenizer.eos_token_id
     if ids and ids[-1] == eos and _ids(tokenizer, text)[-1:] != [eos]:
         ids.pop()
     return ids
 
 
-def _continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """The ids of text that goes on from other text.
 
     Some tokenizers (SentencePiece's) write a word start before the first letter of every text, which here
@@ -309,12 +309,12 @@ def _continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
 
 def _answer_text(tokenizer: PreTrainedTokenizerBase, prompt: list[Message], response: str) -> str:
     """What the template writes after an open assistant turn when the answer is `response`, as text."""
-    opened = _render(tokenizer, prompt, open_turn=True)
-    answered = _render(tokenizer, [*prompt, {"role": "assistant", "content": response}], open_turn=False)
+    opened = render(tokenizer, prompt, open_turn=True)
+    answered = render(tokenizer, [*prompt, {"role": "assistant", "content": response}], open_turn=False)
     return answered[len(opened) :] if answered.startswith(opened) else response
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, open_turn: bool) -> str:
+def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], *, open_turn: bool) -> str:
     """The messages as the tokenizer's chat template writes them."""
     _require_template(tokenizer, "")
     try:

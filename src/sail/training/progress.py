@@ -19,6 +19,7 @@ SAME_STOP_SECONDS = 1.0
 
 SHOWN = {
     "loss": "loss",
+    "accuracy": "accuracy",
     "pair/accuracy": "accuracy",
     "kl/policy_ref": "KL",
     "response/length": "length",

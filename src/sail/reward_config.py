@@ -1,0 +1,43 @@
+"""The `reward` section of a run: a reward model made from preference pairs, for `sail train-reward`. No torch here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from sail.section import Section
+
+
+class RewardSection(Section):
+    """A reward model, for oracle.kind reward_model; every key of trl.RewardConfig is accepted beside these."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What sail train-reward starts from, a language model or a classifier; null = the run's model.",
+    )
+    train: str | None = Field(default=None, description="Preference pairs; null = data.train.")
+    eval: str | None = Field(default=None, description="Held-out pairs; null = data.eval.")
+    output_dir: str = Field(
+        default="reward-model",
+        min_length=1,
+        description="Folder of the reward model, relative to the current directory.",
+    )
+    num_train_epochs: float = Field(default=1.0, gt=0, description="Passes over the pairs.")
+    learning_rate: float = Field(default=1e-5, ge=0, description="Peak learning rate.")
+    per_device_train_batch_size: int = Field(
+        default=8, gt=0, description="Pairs per device and forward pass."
+    )
+    max_length: int | None = Field(
+        default=None,
+        gt=0,
+        description="Longest prompt with response in tokens; above it the left of the prompt is cut; null = what it can take.",
+    )
+
+    @property
+    def trainer_kwargs(self) -> dict[str, Any]:
+        """Everything for trl.RewardConfig(**kwargs). Texts are cut before they get there, so TRL filters none."""
+        return self.model_dump(exclude={"model", "train", "eval"}) | {"max_length": None}
