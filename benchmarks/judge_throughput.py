@@ -1,6 +1,6 @@
 """How busy a judge is kept: calls over real HTTP to a server that takes 50 ms for each, 32 at once, every call in the ledger.
 
-    python benchmarks/judge_throughput.py [--calls 640] [--repeats 10]     prints two lines, writes results/judge_throughput.json
+    python benchmarks/judge_throughput.py [--calls 1600] [--repeats 10]     prints two lines, writes results/judge_throughput.json
 
 The server is a process of its own. Busy is the ideal time over the time taken: calls / 32 * 50 ms, over the wall time of
 one `compare`. Intervals are over the repeats (Student's t, 95%). By turns with it, 32 bare threads send the same requests with
@@ -121,7 +121,7 @@ def shown(found: dict[str, float | int]) -> str:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--calls", type=int, default=640, help="calls per repeat")
+    parser.add_argument("--calls", type=int, default=1600, help="calls per repeat")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument(
         "--output", type=Path, default=ROOT / "benchmarks" / "results" / "judge_throughput.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from fake_judge import FakeJudge, completion, pieces
 
 from sail.errors import ConfigError, OracleError
+from sail.oracles import load_callable
 from sail.oracles.calls import Caps, Patience
 from sail.oracles.judge import Judge, Prices, ScoreJudge
 from sail.oracles.judge.reply import Reply, Token, read_reply, soft_verdict
@@ -338,6 +340,20 @@ def test_scores_become_a_probability_by_bradley_terry() -> None:
     assert [one.first_wins for one in given] == pytest.approx([0.6224593312018546, 0.2689414213699951, 0.5])
 
 
+def test_a_scorer_file_of_three_lines(tmp_path: Path) -> None:
+    """docs/judge.md has it."""
+    with FakeJudge() as server:
+        file = tmp_path / "scorer.py"
+        file.write_text(
+            "from sail.oracles.judge import ScoreJudge\n"
+            f"judge = ScoreJudge({server.url!r}, 'fake')\n"
+            "score = judge.score\n"
+        )
+        score = load_callable(f"{file}:score")
+        assert list(inspect.signature(score).parameters) == ["conversations"]
+        assert score([[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "w3"}]]) == [2.0]
+
+
 def test_one_missing_score_is_an_abstention() -> None:
     def mostly(message: str) -> str:
         return "no" if "w9" in pieces(message)["response"] else "[[7]]"
@@ -376,7 +392,7 @@ def test_both_orders_cancel_a_bias_and_count_it() -> None:
 
 
 def test_scores_of_conversations() -> None:
-    """The form that `sail eval --questions` calls."""
+    """The form that `sail eval --questions` calls: one argument, a score or None for each."""
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "w3 w3"}]
     longer = [*talk, {"role": "user", "content": "more"}, {"role": "assistant", "content": "?"}]
     with FakeJudge() as server:
@@ -384,6 +400,12 @@ def test_scores_of_conversations() -> None:
         assert one.score([talk, longer]) == [3.0, 1.0]
         with pytest.raises(OracleError, match="fewer than two messages"):
             one.score([talk[:1]])
+    with FakeJudge(judge=lambda message: "no") as server:
+        assert judge(server, ScoreJudge).score([talk]) == [None]
+    # what failed is not an abstention: an evaluation would keep it
+    refusing = FakeJudge(lambda question, attempt: "400:too long")
+    with refusing as server, pytest.raises(OracleError, match=r"2 of 2 conversations.*too long"):
+        judge(server, ScoreJudge).score([talk, longer])
 
 
 @pytest.mark.parametrize("text", ["1", "10", "8.5", "7.25"])

@@ -203,19 +203,23 @@ class ScoreJudge(_ServedJudge):
         return super().compare([Pair(prompt, text, "") for prompt, text in responses])
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]:
-        """The score of the last message of each conversation, 1 to 10, None where the judge abstained: a
-        scorer for `sail eval --questions`."""
+        """The score of the last message of each conversation, 1 to 10, None where the judge abstained: a scorer for
+        `sail eval --questions`. OracleError where calls failed, because an evaluation would keep None as a verdict."""
         empty = [place for place, talk in enumerate(conversations) if len(talk) < 2]
         if empty:
             raise OracleError(
                 f"Oracle {self.name} scores the last message of a conversation, and {len(empty)} of "
-                f"{len(conversations)} have fewer than "
-                f"two messages, such as number {empty[0]}. Give it conversations that end with an answer."
+                f"{len(conversations)} have fewer than two messages, such as number {empty[0]}. Give it "
+                "conversations that end with an answer."
             )
-        return [
-            score
-            for score, _ in self.scores([(list(talk[:-1]), talk[-1]["content"]) for talk in conversations])
-        ]
+        told = self._told([(list(talk[:-1]), talk[-1]["content"]) for talk in conversations])
+        failed = [one for one in told if one.passing]
+        if failed:
+            raise OracleError(
+                f"Oracle {self.name} has no answer to {len(failed)} of {len(told)} conversations, the first: "
+                f"{failed[0].reason}. See that the judge can be reached, then ask again."
+            )
+        return [_score_of(one) for one in told]
 
     def _read(self, reply: Reply) -> tuple[float | None, str | None]:
         reading = read_score(reply.text, cut=reply.cut)
