@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +287,6 @@ def test_what_is_missing_is_said() -> None:
         build_oracle._part("oracle_of_delphi", "Pythia")
 
 
-@pytest.mark.skipif(find_spec("sail.oracles.judge") is None, reason="the judge is not there")
 def test_a_judge_from_the_run_file_labels_a_run(world: Path, tmp_path: Path) -> None:
     """Over HTTP: more of the word w3 wins."""
 
