@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -118,159 +116,116 @@ def train_proxy(options: argparse.Namespace) -> Path:
 
 
 def align(options: argparse.Namespace, proxy: Path, setting: Setting, oracle: str) -> None:
-    """One run; its evaluations' scores by both oracles go to scores.jsonl in the run folder."""
-    from sail.build import make_trainer
+    """One run, as `sail train` does it; one that was stopped goes on."""
+    from sail.build import run_training
     from sail.config import config_from_dict
-    from sail.oracles import RewardFunction, ScoringOracle
-    from sail.oracles.reward_model import RewardModel
-    from sail.playground.gold import gold_reward
 
-    folder = options.out / f"{setting.name}-{oracle}"
-    if (folder / "done").exists():
+    folder, world = options.out / f"{setting.name}-{oracle}", options.play / "world"
+    if (folder / "results.json").exists():
         return
     print(f"== {folder.name}", flush=True)
-    world = options.play / "world"
-    kinds = {
-        "proxy": {"kind": "reward_model", "model": str(proxy), "batch_size": 64},
-        "gold": {"kind": "function", "path": f"{world / 'reward.py'}:reward"},
-    }
-    every = max(1, options.steps // 10)
-    config = config_from_dict(
-        {
-            "model": str(options.play / "sft"),
-            "data": {
-                "train": str(world / "pairs.jsonl"),
-                "eval": str(world / "pairs.held.jsonl"),
-                "bad_rows": "skip",
-            },
-            "oracle": kinds[oracle],
-            "train": {
-                "output_dir": str(folder),
-                "preset": options.preset,
-                "beta": setting.beta,
-                "learning_rate": setting.learning_rate,
-                "lr_scheduler_type": "constant_with_warmup",
-                "warmup_steps": 10,
-                "max_steps": options.steps,
-                "max_length": 128,
-                "max_prompt_length": 48,
-                "max_new_tokens": 50,
-                "per_device_train_batch_size": 32,
-                "per_device_eval_batch_size": 64,
-                "eval_strategy": "steps",
-                "eval_steps": every,
-                "eval_on_start": True,
-                "eval_samples": options.prompts,
-                "save_steps": every,
-                "save_total_limit": 1,
-                "logging_steps": 5,
-                "use_cpu": True,
-                "seed": 0,
-            },
+    gold = {"kind": "function", "path": f"{world / 'reward.py'}:reward"}
+    labels: dict[str, Any] = {"oracle": gold}
+    if oracle == "proxy":
+        labels = {
+            "oracle": {"kind": "reward_model", "model": str(proxy), "batch_size": 64},
+            "eval_oracle": gold,
         }
-    )
-    trainer, _ = make_trainer(config)
-
-    def gold(prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
-        return [gold_reward(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
-
-    scorers: dict[str, ScoringOracle] = {
-        "proxy": RewardModel(str(proxy), batch_size=64),
-        "gold": RewardFunction(gold),
+    every = max(1, options.steps // 10)
+    train = {
+        "output_dir": str(folder),
+        "preset": options.preset,
+        "beta": setting.beta,
+        "learning_rate": setting.learning_rate,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": 10,
+        "max_steps": options.steps,
+        "max_length": 128,
+        "max_prompt_length": 48,
+        "max_new_tokens": 50,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "eval_on_start": True,
+        "eval_samples": options.prompts,
+        "save_steps": every,
+        "save_total_limit": 1,
+        "logging_steps": 5,
+        "use_cpu": True,
+        "seed": 0,
     }
-
-    class Both(ScoringOracle):
-        """Only evaluation asks it: the oracle that labels was handed on when the trainer was built."""
-
-        name, may_abstain = "both", False
-
-        def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
-            given = {key: one.score(prompts, responses) for key, one in scorers.items()}
-            with (folder / "scores.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": trainer.state.global_step, **given}) + "\n")
-            return given[oracle]
-
-        def compare(self, pairs: Sequence[Any]) -> list[Any]:
-            raise AssertionError("training asks the oracle itself")
-
-    trainer.oracle = Both()
+    data = {
+        "train": str(world / "pairs.jsonl"),
+        "eval": str(world / "pairs.held.jsonl"),
+        "bad_rows": "skip",
+    }
+    config = config_from_dict({"model": str(options.play / "sft"), "data": data, **labels, "train": train})
     begun = any(folder.glob("checkpoint-*"))
-    trainer.train(resume_from_checkpoint=True if begun else None)
-    (folder / "done").write_text("")
+    run_training(config, resume=begun, overwrite=False, config_path="...", show_config=False)
 
 
 # ---- what came of them
 
 
 def collect(options: argparse.Namespace, runs: list[tuple[Setting, str]]) -> dict[str, Any]:
-    """For each run the curve (KL, both scores as gains in standard deviations of the start), and what gold lost since."""
-    from sail.evaluation.stats import mean_interval, paired_interval
+    """Each run's curves (KL; gains of proxy and gold in standard deviations of the start) and its end, as the report has them."""
+    from sail.report.page import write_report
+    from sail.report.proxy import chart
+    from sail.report.record import read_runs
 
+    finished = [
+        (setting, oracle, folder)
+        for setting, oracle in runs
+        if ((folder := options.out / f"{setting.name}-{oracle}") / "results.json").exists()
+    ]
+    records = read_runs([folder for _, _, folder in finished], max_pairs=0)
+    drawn = chart(records) or {"series": []}
+    proxy = json.loads((options.out / "proxy" / "results.json").read_text())
     found: dict[str, Any] = {
         "versions": {name: version(name) for name in ("torch", "transformers", "trl")},
         "play": options.play.name,
         "preset": options.preset,
         "steps": options.steps,
+        "prompts": options.prompts,
+        "proxy": {
+            key: proxy[key]
+            for key in ("train_pairs", "accuracy", "calibration_error", "calibrating_temperature")
+        },
         "runs": {},
     }
-    proxy = json.loads((options.out / "proxy" / "results.json").read_text())
-    found["proxy"] = {
-        key: proxy[key]
-        for key in ("train_pairs", "accuracy", "calibration_error", "calibrating_temperature", "seconds")
-    }
-    for setting, oracle in runs:
-        folder = options.out / f"{setting.name}-{oracle}"
-        if not (folder / "done").exists():
-            continue
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        kl = {line["step"]: line["eval_kl"] for line in lines if line.get("eval_kl") is not None}
-        scores = {
-            line["step"]: line for line in map(json.loads, (folder / "scores.jsonl").read_text().splitlines())
-        }
-        steps = sorted(scores)
-        start = scores[steps[0]]
-        spread = {key: statistics.stdev(start[key]) for key in ORACLES}
-        curve = []
-        for step in steps:
-            point: dict[str, Any] = {"step": step, "kl": kl.get(step, 0.0 if step == 0 else None)}
-            for key in ORACLES:
-                gap = paired_interval(scores[step][key], start[key])
-                point[key] = {
-                    "mean": gap.mean / spread[key],
-                    "low": gap.low / spread[key],
-                    "high": gap.high / spread[key],
-                    "n": gap.n,
-                    "raw": asdict(mean_interval(scores[step][key])),
-                }
-            curve.append(point)
-        best = max(steps, key=lambda step: statistics.fmean(scores[step]["gold"]))
-        lost = paired_interval(scores[steps[-1]]["gold"], scores[best]["gold"])
+    for place, (setting, oracle, folder) in enumerate(finished):
+        metrics = records[place].results["metrics"]
+        ends = {"gold": "gold_gain", "proxy": "reward_gain"} if oracle == "proxy" else {"gold": "reward_gain"}
         found["runs"][folder.name] = {
             "setting": asdict(setting),
             "oracle": oracle,
-            "curve": curve,
-            "gold_peak_step": best,
-            "gold_last_minus_peak": asdict(
-                lost
-            ),  # the peak was chosen among noisy points: read it as a lower bound
+            "kl": metrics["kl"],
+            "gain": {part: metrics[key] for part, key in ends.items()},
+            "curves": [one for one in drawn["series"] if one["run"] == place],
         }
+    write_report(
+        [folder for _, _, folder in finished], options.out / "report.html", title="Over-optimisation"
+    )
     return found
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown: a row per run, gains over the start at its end."""
+    """Markdown: a row per run, gains over the reference at its end in the oracles' own units, and where gold was highest."""
     rows = [
-        "| run | KL | proxy gain (sd) | gold gain (sd) | gold peak at step | gold points lost since |",
+        "| run | KL at the end | proxy gain | gold gain | gold highest at KL | gold lost since (sd) |",
         "|---|---|---|---|---|---|",
     ]
     for name, run in found["runs"].items():
-        last, lost = run["curve"][-1], run["gold_last_minus_peak"]
         cells = [
-            f"{last[key]['mean']:+.2f} [{last[key]['low']:+.2f}, {last[key]['high']:+.2f}]" for key in ORACLES
+            f"{gain['mean']:+.2f} [{gain['low']:+.2f}, {gain['high']:+.2f}]" if gain else "-"
+            for gain in (run["gain"].get(part) for part in ORACLES)
         ]
-        kl = "-" if last["kl"] is None else f"{last['kl']:.1f}"
+        (gold,) = [one for one in run["curves"] if one["part"] == "gold"]
+        best = max(range(len(gold["y"])), key=lambda place: gold["y"][place])
         rows.append(
-            f"| {name} | {kl} | {cells[0]} | {cells[1]} | {run['gold_peak_step']} | {lost['mean']:+.2f} |"
+            f"| {name} | {run['kl']['mean']:.1f} | {cells[0]} | {cells[1]} | {gold['x'][best]:.1f} "
+            f"| {gold['y'][-1] - gold['y'][best]:+.2f} |"
         )
     return "\n".join(rows)
 
@@ -287,15 +242,18 @@ def draw(found: dict[str, Any], path: Path) -> None:
     colours = dict(zip((one.name for one in SETTINGS), ("#0072b2", "#d55e00", "#009e73"), strict=True))
     for panel, oracle in zip(panels, ORACLES, strict=True):
         for run in found["runs"].values():
-            if run["oracle"] != oracle:
-                continue
-            points = [point for point in run["curve"] if point["kl"] is not None]
-            x, name = [point["kl"] for point in points], run["setting"]["name"]
-            for key, style in (("gold", "-"), ("proxy", "--")):
-                y = [point[key]["mean"] for point in points]
-                panel.plot(x, y, style, color=colours[name], label=f"{name}, {key}", marker="o", markersize=3)
-            low, high = ([point["gold"][end] for point in points] for end in ("low", "high"))
-            panel.fill_between(x, low, high, color=colours[name], alpha=0.12, linewidth=0)
+            name = run["setting"]["name"]
+            for one in run["curves"] if run["oracle"] == oracle else ():
+                panel.plot(
+                    *(one["x"], one["y"], one["dash"]),
+                    color=colours[name],
+                    label=f"{name}, {one['part']}",
+                    marker="o",
+                    markersize=3,
+                )
+                panel.fill_between(
+                    one["x"], one["low"], one["high"], color=colours[name], alpha=0.12, linewidth=0
+                )
         panel.set_title(f"labelled by the {oracle}")
         panel.set_xlabel("KL to the reference, nats per response")
         panel.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from sail.build_oracle import TellStep, ask_once, begin_ledger, make_ledger, make_oracle, oracle_results
+from sail.build_oracle import (
+    TellStep,
+    ask_once,
+    begin_ledger,
+    ledger_path,
+    make_eval_oracle,
+    make_ledger,
+    make_oracle,
+    oracle_results,
+)
 from sail.config import RunConfig, resolved_yaml
 from sail.data.encode import (
     EncodedDataset,
@@ -171,6 +180,7 @@ def make_trainer(config: RunConfig, ledger: Ledger | None = None) -> tuple[SAILT
         eval_dataset=held_out,
         processing_class=tokenizer,
         oracle=make_oracle(config, ledger),
+        eval_oracle=make_eval_oracle(config, ledger),
         ref_model=None if config.ref_model is None else make_model(config.ref_model),
         peft_config=make_peft(config),
         callbacks=[StopOnSignal(), *([TellStep(ledger)] if ledger is not None else [])],
@@ -244,7 +254,7 @@ def dry_run(config: RunConfig) -> str:
     with tempfile.TemporaryDirectory() as elsewhere:
         train = config.train.model_copy(update={"output_dir": elsewhere})
         # Answers that the trial has to pay for are kept where the user has named a ledger; a run folder is not made for them.
-        ledger = make_ledger(config) if config.oracle and config.oracle.ledger else None
+        ledger = make_ledger(config) if ledger_path(config) else None
         trainer, remarks = make_trainer(config.model_copy(update={"train": train}), ledger)
     arguments = trainer.args
     steps = _optimiser_steps(trainer)

@@ -38,10 +38,12 @@ def make_ledger(config: RunConfig) -> Ledger | None:
     Without oracle.ledger it is ledger.sqlite in the run folder. The run's name in it is the run folder's place as seen from the
     ledger's, so that a folder may be moved together with its ledger.
     """
-    if config.oracle is None or not keeps_ledger(config.oracle):
+    sections = [one for one in (config.oracle, config.eval_oracle) if one is not None]
+    if not any(keeps_ledger(one) for one in sections):
         return None
     folder = Path(config.train.output_dir)
-    path = folder / LEDGER if config.oracle.ledger is None else Path(config.oracle.ledger)
+    named = ledger_path(config)
+    path = folder / LEDGER if named is None else Path(named)
     return Ledger(path, run=Path(os.path.relpath(folder, path.parent)).as_posix(), at_once=False)
 
 
@@ -50,6 +52,27 @@ def make_oracle(config: RunConfig, ledger: Ledger | None = None) -> Oracle | Non
     if config.oracle is None:
         return None
     return _Builder(config, ledger or Ledger(":memory:", at_once=False)).build(config.oracle)
+
+
+def make_eval_oracle(config: RunConfig, ledger: Ledger | None = None) -> Oracle | None:
+    """What scores held-out answers beside the oracle, or None; `ledger` as in make_oracle."""
+    if config.eval_oracle is None:
+        return None
+    return _Builder(config, ledger or Ledger(":memory:", at_once=False)).build(config.eval_oracle)
+
+
+def ledger_path(config: RunConfig) -> str | None:
+    """The ledger's file that the user named in either oracle section; ConfigError if they name two."""
+    named = {
+        one.ledger
+        for one in (config.oracle, config.eval_oracle)
+        if one is not None and one.ledger is not None
+    }
+    if len(named) > 1:
+        raise ConfigError(
+            "oracle.ledger and eval_oracle.ledger are two files, and a run keeps one. Set oracle.ledger only."
+        )
+    return next(iter(named), None)
 
 
 def oracle_of_run(config: RunConfig, run: Path | None) -> Oracle | None:
@@ -63,7 +86,7 @@ def begin_ledger(ledger: Ledger, config: RunConfig, *, overwrite: bool) -> None:
     """Open the ledger when the run begins. Of an overwritten run, a ledger of its own is gone with the folder; in a shared one
     its calls stay, and no longer count for its caps."""
     ledger.open()
-    if overwrite and config.oracle is not None and config.oracle.ledger is not None:
+    if overwrite and ledger_path(config) is not None:
         ledger.retire()
 
 

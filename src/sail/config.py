@@ -149,6 +149,10 @@ class RunConfig(Section):
     peft: PeftConfig | None = Field(default=None, description="LoRA; absent = full fine-tuning.")
     data: DataConfig = Field(default=DataConfig(), description="What the run learns from.")
     oracle: OracleConfig | None = Field(default=None, description="Who prefers what; route dpr needs it.")
+    eval_oracle: OracleConfig | None = Field(
+        default=None,
+        description="Scores the held-out answers beside the oracle, as eval_gold: a gold rule beside a reward model's proxy.",
+    )
     train: TrainSection = Field(default=TrainSection(), description="The alignment run.")
     sft: SFTSection | None = Field(default=None, description="The stage before, for sail sft.")
     reward: RewardSection | None = Field(default=None, description="A reward model, for sail train-reward.")
@@ -189,6 +193,7 @@ _SECTIONS: Sections = {
     "train": TrainSection,
     "data": DataConfig,
     "oracle": FunctionOracle,
+    "eval_oracle": FunctionOracle,
     "peft": PeftConfig,
     "sft": SFTSection,
     "reward": RewardSection,
@@ -251,7 +256,7 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConf
 def _find_paths(raw: dict[str, Any], folders: Sequence[Path]) -> None:
     """Write out in full, in place, the paths that exist in one of the folders."""
     places = [(raw.get(section) if section else raw, key) for section, _, key in map(_parted, _PATHS)]
-    for keys, key in [*places, *path_keys(raw.get("oracle"))]:
+    for keys, key in [*places, *path_keys(raw.get("oracle")), *path_keys(raw.get("eval_oracle"))]:
         if not isinstance(keys, dict) or not isinstance(keys.get(key), str) or not keys[key]:
             continue
         file, colon, name = keys[key].rpartition(":") if key == "path" else (keys[key], "", "")
@@ -283,7 +288,7 @@ def _refusal(source: str, problems: Sequence[str]) -> str:
 
 
 def _problem(item: ErrorDetails) -> str:
-    if item["loc"][:1] != ("oracle",):
+    if item["loc"][0] not in ("oracle", "eval_oracle"):
         return problem(item, _SECTIONS)
     item, sections = located(item)
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -333,7 +338,7 @@ def _without_secret(override: str) -> str:
     secret = equals and (
         _GIVEN_SECRET.search(key.rpartition(".")[2]) or _GIVEN_SECRET.search(value) or "@" in value
     )
-    return f"{key}=..." if secret and key.startswith("oracle") else override
+    return f"{key}=..." if secret and key.startswith(("oracle", "eval_oracle")) else override
 
 
 def _without_secrets(value: Any) -> Any:

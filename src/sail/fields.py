@@ -130,6 +130,11 @@ class AlignmentFields:
         0,
         "Held-out prompts to answer at each evaluation: one seeded sample each, scored by the oracle; 0 is off.",
     )
+    final_samples: int = _option(
+        512,
+        "Held-out prompts that the policy and the reference answer when the run ends, for results.json; a paid judge is asked "
+        "about each, so fewer cost less, with wider intervals. 0 measures nothing at the end.",
+    )
     kl_limit: float | None = _option(
         None,
         "Stop when KL(policy || reference), in nats per response, averaged since the last log line, is above this.",

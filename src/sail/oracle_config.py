@@ -13,7 +13,16 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Discriminator, Field, Tag, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sail.commands.wording import did_you_mean, shown
@@ -130,8 +139,15 @@ class JudgeOracle(Section):
         default=None, description="{in: 0.15, out: 0.6}: money per million tokens; caps.cost needs it."
     )
     caps: CapsConfig = Field(default=CapsConfig(), description="What the run may spend.")
-    wrap: Wraps = ()
+    wrap: Annotated[Wraps, Field(validate_default=True)] = ()
     ledger: LedgerFile = None
+
+    @field_validator("wrap")
+    @classmethod
+    def _both_orders(cls, wrap: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        """A pairwise judge favours a place, so it is asked in both orders wherever `wrap` names none; scores have no order."""
+        named = "both_orders" in wrap or "one_order" in wrap
+        return wrap if named or info.data.get("mode") != "pairwise" else ("both_orders", *wrap)
 
     @field_validator("url")
     @classmethod
@@ -319,11 +335,11 @@ def described(raw: Any) -> str | None:
 
 
 def located(item: ErrorDetails) -> tuple[ErrorDetails, dict[str, type[BaseModel]]]:
-    """One of pydantic's errors about the oracle, without the tags of unions in its path, and the classes along that path."""
-    path: list[Any] = ["oracle"]
+    """One of pydantic's errors about an oracle, without the tags of unions in its path, and the classes along that path."""
+    path: list[Any] = [item["loc"][0]]
     classes: dict[str, type[BaseModel]] = {}
     for part in item["loc"][1:]:
-        is_union = path == ["oracle"] or isinstance(path[-1], int)
+        is_union = len(path) == 1 or isinstance(path[-1], int)
         if is_union and _dotted(path) not in classes:
             classes[_dotted(path)] = KINDS.get(str(part)) or KEYED_WRAPS.get(str(part), Section)
             continue
@@ -349,5 +365,5 @@ def kind_problem(item: ErrorDetails) -> str:
         return f"{where.removesuffix('.kind')} must be a section of keys and values; it is {shown(given)}."
     if given.get("kind") is None:
         return f"{where} is missing. {KIND_HELP}"
-    kind, known = given["kind"], [name for name in KINDS if where == "oracle.kind" or name != "committee"]
+    kind, known = given["kind"], [name for name in KINDS if where.count(".") == 1 or name != "committee"]
     return f"{where} is one of {', '.join(known)}; it is {shown(kind)}.{did_you_mean(kind, known)}"

@@ -24,7 +24,6 @@ from sail.training.models import merged
 from sail.training.step import PHASES
 
 __all__ = [
-    "FINAL_PROMPTS",
     "RESULTS",
     "audit_run",
     "final_results",
@@ -35,8 +34,6 @@ __all__ = [
 ]
 
 RESULTS = "results.json"
-FINAL_PROMPTS = 512
-"""Held-out prompts answered when a run ends, by the policy and by the reference."""
 
 
 def save_model(trainer: SAILTrainer, folder: Path) -> None:
@@ -87,7 +84,10 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
     if held_out is None:
         results["notes"].append("There is no data.eval, so nothing was measured on held-out prompts.")
         return results
-    rows = [held_out[place] for place in range(min(FINAL_PROMPTS, len(held_out)))]
+    if arguments.final_samples == 0:
+        results["notes"].append("final_samples is 0, so nothing was measured when the run ended.")
+        return results
+    rows = [held_out[place] for place in range(min(arguments.final_samples, len(held_out)))]
     closing = Closing(
         rows, trainer.processing_class, trainer.generator.settings, arguments.seed, arguments.beta
     )
@@ -97,6 +97,7 @@ def final_results(trainer: SAILTrainer, totals: dict[str, int]) -> dict[str, Any
         lambda: reference_of(trainer),
         for_measuring(trainer.oracle),
         trainer.accelerator.autocast,
+        gold=for_measuring(trainer.eval_oracle),
     )
     results.update(metrics=findings.metrics, samples=findings.samples)
     results["notes"] += findings.notes

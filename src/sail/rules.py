@@ -92,8 +92,10 @@ def _range_errors(options: AlignmentFields) -> Iterator[str]:
         yield f"round_steps must be a whole number of at least 1, or null for one pass; it is {options.round_steps!r}."
     if options.ratio_clip is not None and not (_is_number(options.ratio_clip) and options.ratio_clip >= 1):
         yield f"ratio_clip must be a number of at least 1, the ratio of a fresh row, or null; it is {options.ratio_clip!r}."
-    if not _is_count(options.eval_samples) or options.eval_samples < 0:
-        yield f"eval_samples is a number of prompts, 0 for none; it is {options.eval_samples!r}."
+    for name in ("eval_samples", "final_samples"):
+        value = getattr(options, name)
+        if not _is_count(value) or value < 0:
+            yield f"{name} is a number of prompts, 0 for none; it is {value!r}."
 
 
 def _is_count(value: Any) -> bool:

@@ -177,8 +177,9 @@ def run_config(run: Path) -> tuple[RunConfig, list[str]]:
         update={key: here(getattr(config.data, key)) for key in ("train", "eval", "prompts")}
     )
     changes: dict[str, Any] = {key: here(getattr(config, key)) for key in ("model", "ref_model", "tokenizer")}
-    if config.oracle is not None:
-        changes["oracle"] = moved(config.oracle, lambda path: here(path) or path)
+    for key in ("oracle", "eval_oracle"):
+        if (section := getattr(config, key)) is not None:
+            changes[key] = moved(section, lambda path: here(path) or path)
     return config.model_copy(update={"data": data, **changes}), notes
 
 

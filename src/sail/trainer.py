@@ -30,7 +30,7 @@ from sail.fields import AlignmentFields
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.generation.scoring import unwrapped
 from sail.objective import ObjectiveSettings, RowLoss
-from sail.oracles import Oracle, as_oracle, for_measuring
+from sail.oracles import Oracle, as_oracle, for_measuring, must_score
 from sail.training import checkpoints
 from sail.training.arguments import SAILConfig
 from sail.training.checks import checked_mixture
@@ -53,7 +53,8 @@ class SAILTrainer(Trainer):
 
     Keyword names are DPOTrainer's. `train_dataset` holds TRL-format preference rows (or prompt-only rows for on-policy routes):
     a datasets.Dataset, a list of dicts, a path to JSONL, or an EncodedDataset. `oracle` is an Oracle or a callable
-    reward(prompts, responses) or prefers(prompts, first, second). `ref_model` defaults to the starting weights.
+    reward(prompts, responses) or prefers(prompts, first, second); `eval_oracle` scores held-out
+    answers beside it. `ref_model` defaults to the starting weights.
     """
 
     # compute_loss returns a sum of globally weighted rows: nothing is left to divide.
@@ -71,10 +72,12 @@ class SAILTrainer(Trainer):
         peft_config: Any = None,
         callbacks: list[TrainerCallback] | None = None,
         bad_rows: str = "error",
+        eval_oracle: Oracle | Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        args = args if args is not None else SAILConfig()
+        args = args or SAILConfig()
         self.oracle = None if oracle is None else as_oracle(oracle)
+        self.eval_oracle = None if eval_oracle is None else must_score(as_oracle(eval_oracle))
         tokenizer = processing_class
         if tokenizer is None:
             if not isinstance(model, str):
@@ -87,10 +90,7 @@ class SAILTrainer(Trainer):
             ref_model = load_policy(ref_model, all_weights=peft_config is None)
         ends = eos_ids(tokenizer, getattr(model, "generation_config", None))
         self._encoding: dict[str, Any] = {"tokenizer": tokenizer, "eos": ends, "bad_rows": bad_rows}
-        self._lengths: dict[str, Any] = {
-            "max_length": args.max_length,
-            "max_prompt_length": args.max_prompt_length,
-        }
+        self._lengths = {name: getattr(args, name) for name in ("max_length", "max_prompt_length")}
         train_rows, eval_rows = self._encoded(train_dataset), self._encoded(eval_dataset)
         self.mixture, self.prompt_only_share = checked_mixture(args, train_rows, ref_model, self.oracle)
         # Trainer seeds too, but later: a fresh adapter is drawn at random.
@@ -377,24 +377,25 @@ class SAILTrainer(Trainer):
             output.metrics.pop(f"{metric_key_prefix}_loss", None)
         count = min(self.args.eval_samples, len(dataset))
         if count:
-            if self.oracle is not None and self.is_world_process_zero():
-                self.tracker.counters.eval_calls += count
             with self.accelerator.autocast():
                 numbers = answer_metrics(
                     [dataset[position] for position in range(count)],
                     generator=self.generator,
                     reference=self.reference,
                     oracle=for_measuring(self.oracle),
+                    gold=for_measuring(self.eval_oracle),
                     seed=self.args.seed,
                     pad_id=self.maker.pad_id,
                     temperature=self.args.temperature,
                     batch_size=2 * self.args.per_device_eval_batch_size,
                     warn=self.warn,
                 )
+            if self.is_world_process_zero() and "reward" in numbers:
+                self.tracker.counters.eval_calls += count
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in numbers.items()})
         return output
 
     def warn(self, message: str) -> None:
-        """A message a person should see, once per event, from the main process."""
+        """A message for a person, once per event, from the main process."""
         if self.is_world_process_zero():
             tqdm.write(f"sail: {message}")

@@ -104,7 +104,26 @@ def test_an_override_reaches_nested_keys() -> None:
     oracle: Any = load(
         JUDGE, "oracle.caps.calls=3", "oracle.wrap=[remember]", "oracle.prices={in: 1, out: 2}"
     ).oracle
-    assert (oracle.caps.calls, oracle.wrap, oracle.prices.out) == (3, ("remember",), 2.0)
+    assert (oracle.caps.calls, oracle.wrap, oracle.prices.out) == (
+        3,
+        ("both_orders", "remember"),
+        2.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "wrap"),
+    [
+        ("", ("both_orders",)),
+        (", wrap: [remember]", ("both_orders", "remember")),
+        (", wrap: [one_order]", ("one_order",)),
+        (", wrap: [remember, both_orders]", ("remember", "both_orders")),
+        (", mode: single", ()),
+        (", mode: single, wrap: [remember]", ("remember",)),
+    ],
+)
+def test_a_pairwise_judge_is_asked_in_both_orders_unless_told_otherwise(keys: str, wrap: tuple[Any]) -> None:
+    assert load(JUDGE[:-1] + keys + "}").oracle.wrap == wrap
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,12 @@ class Closing:
 
 
 def close(
-    closing: Closing, policy: Any, reference: Loaded, oracle: Oracle | None, precision: Loaded
+    closing: Closing,
+    policy: Any,
+    reference: Loaded,
+    oracle: Oracle | None,
+    precision: Loaded,
+    gold: Oracle | None = None,
 ) -> Findings:
     """Reward, its paired change, win rate over the reference (ties one half), margin and accuracy on held-out pairs, KL to the
     reference, length and diversity, each with n and interval. An oracle that fails costs its own metrics only, with a note.
@@ -110,6 +115,11 @@ def close(
             judged = _ask(findings, oracle, closing, ours, theirs)
         except Exception as error:
             findings.notes.append(f"The oracle failed when the run was closed, so it judged nothing: {error}")
+    if isinstance(gold, ScoringOracle):
+        try:
+            judged |= _score_gold(findings, gold, closing, ours, theirs)
+        except Exception as error:
+            findings.notes.append(f"The evaluation oracle failed when the run was closed: {error}")
     metrics, left_out = response_numbers(ours.sampled, clusters, closing.settings.eos_ids)
     findings.metrics.update(metrics)
     findings.notes += [f"{name} was left out: {why}." for name, why in left_out.items()]
@@ -155,6 +165,18 @@ def _ask(
     findings.metrics["win_rate"] = found["win_rate"]
     findings.metrics["win_rate_length_controlled"] = found["length_controlled"]
     return {**columns, "win": [one.outcome for one in verdicts]}
+
+
+def _score_gold(
+    findings: Findings, gold: ScoringOracle, closing: Closing, ours: Voice, theirs: Voice
+) -> dict[str, Sequence[Any]]:
+    """What the evaluation oracle says of the same answers: gold, gold_reference and their paired difference gold_gain."""
+    prompts: list[Prompt] = [row["prompt"] for row in closing.rows]
+    given = gold.score(prompts, ours.texts), gold.score(prompts, theirs.texts)
+    findings.metrics["gold"] = asdict(mean_interval(given[0], closing.clusters))
+    findings.metrics["gold_reference"] = asdict(mean_interval(given[1], closing.clusters))
+    findings.metrics["gold_gain"] = asdict(paired_interval(*given, closing.clusters))
+    return {"gold": given[0], "gold_reference": given[1]}
 
 
 def _samples(

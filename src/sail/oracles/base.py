@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from sail.errors import OracleError
+from sail.errors import ConfigError, OracleError
 from sail.types import Pair, Preference, Prompt
 
 SHOWN_ROWS = 3
@@ -98,6 +98,16 @@ def for_measuring(oracle: Oracle | None) -> Oracle | None:
     that would busy people."""
     oracle = without_people(oracle)
     return None if oracle is None else oracle.scorer() or oracle
+
+
+def must_score(oracle: Oracle) -> Oracle:
+    """The same oracle; ConfigError unless it gives held-out answers a score by itself, without people."""
+    if not isinstance(for_measuring(oracle), ScoringOracle):
+        raise ConfigError(
+            f"eval_oracle scores single answers, and {oracle.name} cannot. Give a reward(prompts, responses) function, a "
+            "reward model or a judge with mode: single; sail eval measures win rates under any other oracle."
+        )
+    return oracle
 
 
 def check_count(name: str, pairs: Sequence[Pair], answers: Any) -> None:

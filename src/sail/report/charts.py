@@ -92,6 +92,7 @@ def _lines(axes: Any, chart: Chart, names: list[str]) -> None:
         x, y = series["x"], [float("nan") if v is None else v for v in series["y"]]
         few = len(x) < 25 or chart.get("markers")
         dot = {"marker": "o", "markersize": 3.6} if few else {}
+        dash = series.get("dash", dash)
         axes.plot(x, y, color=colour, linestyle=dash, gid=f"run-{series['run']}-line", **dot)
         if "low" in series:
             band = [

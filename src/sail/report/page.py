@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from sail.errors import DataError, MissingExtraError
-from sail.report import answer, charts, checks, curves, frontier, palette, provenance, reading, table
+from sail.report import answer, charts, checks, curves, frontier, palette, provenance, proxy, reading, table
 from sail.report.pairs_file import Watch
 from sail.report.record import Row, RunRecord, number, read_runs
 from sail.report.words import clean, digits_for, show, show_range
@@ -64,6 +64,8 @@ def build_report(records: list[RunRecord], *, title: str, summary_table: Row | N
     health = checks.examine(records)
     found = answer.findings(records, health)
     drawn, missing, zero = curves.charts(records)
+    if (both := proxy.chart(records)) is not None:
+        drawn.insert(0, both)
     bought, told, often = frontier.chart(records), provenance.facts(records), provenance.common(records)
     there = SECTIONS | {f"chart-{chart['id']}" for chart in drawn}
     there |= {id for id, has in (("frontier", bought["series"]), ("labels", told), ("common", often)) if has}
@@ -128,7 +130,7 @@ def describe(chart: curves.Chart, names: list[str]) -> str:
     """A chart in words, for those who do not see it."""
     said = []
     for series in chart["series"]:
-        name = names[series["run"]]
+        name = f"{names[series['run']]} {series.get('part', '')}".strip()
         if chart["kind"] == "lines":
             x, y = series["x"], series["y"]
             said.append(f"{name}: {show(y[0])} at {show(x[0])}, {show(y[-1])} at {show(x[-1])}")

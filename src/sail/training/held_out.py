@@ -57,14 +57,15 @@ def answer_metrics(
     generator: Generator,
     reference: Reference,
     oracle: Oracle | None,
+    gold: Oracle | None,
     seed: int,
     pad_id: int,
     temperature: float,
     batch_size: int,
     warn: Callable[[str], None],
 ) -> dict[str, float | None]:
-    """One seeded sample per prompt: KL to the reference that the run began with (nats per response), length, share cut, and
-    the oracle's reward.
+    """One seeded sample per prompt: KL to the reference that the run began with (nats per response), length, share cut, the
+    oracle's reward and, where there is one, the evaluation oracle's (`gold`).
 
     The seeds do not depend on the step, so checkpoints are compared on common random numbers.
     """
@@ -85,15 +86,18 @@ def answer_metrics(
         "length": sum(len(one.ids) for one in sampled) / len(sampled),
         "cut": sum(one.cut for one in sampled) / len(sampled),
     }
-    if isinstance(oracle, ScoringOracle):
+    prompts, texts = [row["prompt"] for row in rows], [one.text for one in sampled]
+    for name, scorer in (("reward", oracle), ("gold", gold)):
+        if not isinstance(scorer, ScoringOracle):
+            continue
         try:
-            scores = scored_once(oracle, [row["prompt"] for row in rows], [one.text for one in sampled])
+            given = scored_once(scorer, prompts, texts)
         except OracleError as error:
             # Measuring must not cost a run what it has learned; labels are another matter.
-            warn(f"The oracle failed in an evaluation, which has no reward therefore: {error}")
-            scores = []
-        interval = mean_interval(scores)
-        numbers.update(reward=interval.mean, reward_low=interval.low, reward_high=interval.high)
+            warn(f"Oracle {scorer.name} failed in an evaluation, which has no {name} therefore: {error}")
+            given = []
+        interval = mean_interval(given)
+        numbers.update({name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high})
     return numbers
 
 
