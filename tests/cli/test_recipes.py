@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_judge import FakeJudge
 from tiny import make_model, make_pairs, make_tokenizer
 
 from sail import play
@@ -17,7 +18,7 @@ from sail.mixture import PRESETS
 from sail.trainer import SAILConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-PLAYGROUND = "playground"
+PLAYGROUND, JUDGED = "playground", "sail-dpr-judge"
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 REWARD = "def reward(prompts, responses):\n    return [float(len(response)) for response in responses]\n"
 # What only concerns the machine and the tiny model: its positions end at 64.
@@ -54,14 +55,15 @@ def recipe(name: str, *overrides: str) -> RunConfig:
 
 
 def test_one_recipe_per_preset_and_the_playground() -> None:
-    assert {*PRESETS, PLAYGROUND} == set(NAMES)
+    assert {*PRESETS, PLAYGROUND, JUDGED} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_loads_and_its_arguments_build(name: str) -> None:
     config = recipe(name, "train.use_cpu=true")
     arguments = SAILConfig(**config.trainer_kwargs)
-    assert arguments.preset == config.alignment.preset == ("sail-dpr" if name == PLAYGROUND else name)
+    meant = "sail-dpr" if name in (PLAYGROUND, JUDGED) else name
+    assert arguments.preset == config.alignment.preset == meant
     assert config.train.output_dir == f"runs/{name}"
     assert (config.oracle is not None) == config.mixture.needs_oracle
 
@@ -93,13 +95,23 @@ def test_its_header_gives_the_command_and_the_hardware(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_its_dry_run(name: str, world: Path) -> None:
+def test_its_dry_run(name: str, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "none")
+    with FakeJudge() as server:
+        oracle = recipe(name).oracle
+        judged = oracle is not None and oracle.kind == "judge"
+        path = f"oracle.url={server.url}" if judged else f"oracle.path={world / 'reward.py'}:reward"
+        _dry_run(name, world, *([path] if oracle else []))
+        assert len(server.bodies) == (4 if judged else 0)  # two pairs, in both orders
+
+
+def _dry_run(name: str, world: Path, *overrides: str) -> None:
     config = recipe(
         name,
         f"model={world / 'sft'}",
         f"data.train={world / 'pairs.jsonl'}",
         f"data.eval={world / 'held.jsonl'}",
-        *([f"oracle.path={world / 'reward.py'}:reward"] if recipe(name).oracle else []),
+        *overrides,
         *SMALL,
     )
     said = dry_run(config)
