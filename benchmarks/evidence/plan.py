@@ -49,6 +49,12 @@ FASTER = {"learning_rate": 4e-4}
 LABELS: dict[str, Options] = {
     # About 40% of online DPO's oracle calls in each, where nothing else is said.
     "dpr .39, data .61, kl .01, lr 4e-4": {**routes(data=0.61, dpr=0.39), **FASTER, "kl_policy_ref": 0.01},
+    "dpr .39, data .61, kl_ref .01, lr 4e-4": {
+        **routes(data=0.61, dpr=0.39),
+        **FASTER,
+        "kl_ref_policy": 0.01,
+        "data_from_reference": True,
+    },
     "dpr .24, data .76, 250 steps": {**routes(data=0.76, dpr=0.24), "max_steps": 250},
     "dpr .35, data .65, lr 3e-4": {**routes(data=0.65, dpr=0.35), "learning_rate": 3e-4},
     "dpr .6, data .4, lr 3e-4": {**routes(data=0.4, dpr=0.6), "learning_rate": 3e-4},
