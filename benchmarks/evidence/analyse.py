@@ -92,6 +92,8 @@ def share_of_gain(one: Curve, other: Curve, weights: Floats) -> Floats:
     return (weights @ (one.reward[-1] - one.reward[0])) / (weights @ (other.reward[-1] - other.reward[0]))
 
 
+PENALISED = ("cures", "dpo kl_ref .01")
+"""DPO under the follow-up's penalty KL(reference || policy): the strongest run without an oracle that samples nothing."""
 MEASURES = {
     "equal_kl": at_equal_kl,
     "frontier": along_the_frontier,
@@ -101,14 +103,19 @@ MEASURES = {
 
 
 def summary(found: Curves) -> dict[str, Any]:
-    """Every composition against DPO at the same learning rate; label efficiency against online DPO."""
+    """Every composition against DPO at the same learning rate, and against penalised DPO; label efficiency against online DPO."""
     told: dict[str, Any] = {}
     dpo, online = found.get(("methods", "dpo"), {}), found.get(("methods", "online-dpo"), {})
+    penalised = found.get(PENALISED, {})
     for (part, name), runs in found.items():
         base = found.get((part, f"dpo {name.split()[-1]}"), {}) if part == "rates" else dpo
         entry: dict[str, Any] = {"end": _ends(runs)}
         if base and runs is not base:
             entry["minus_dpo"] = {key: compared(runs, base, measure) for key, measure in MEASURES.items()}
+        if penalised and part in ("methods", "cures") and runs is not penalised:
+            entry["minus_penalised"] = {
+                key: compared(runs, penalised, measure) for key, measure in MEASURES.items()
+            }
         if online and part in ("labels", "methods") and runs is not online and _ends(runs)["calls"]:
             entry["against_online"] = {
                 "share": compared(runs, online, share_of),

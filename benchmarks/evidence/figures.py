@@ -61,22 +61,43 @@ def _frontiers(plt: Any, found: Any, path: Path) -> None:
 
 
 def _labels(plt: Any, told: dict[str, Any], path: Path) -> None:
-    """Share of online DPO's reward over share of its oracle calls."""
-    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    """Share of online DPO's reward over share of its oracle calls; numbers are named beside the plot."""
+    asked = [
+        (key.split("/", 1)[1], entry["against_online"])
+        for key, entry in told.items()
+        if entry.get("against_online") and entry["against_online"]["calls"]["mean"] <= 0.5
+    ]
+    asked.sort(key=lambda one: -one[1]["share"]["over_seeds"]["mean"])
+    figure, (axis, names) = plt.subplots(1, 2, figsize=(10, 4.8), width_ratios=(3, 2), layout="constrained")
     axis.axhline(0.95, color="#bbbbbb", lw=1, ls="--")
     axis.axvline(0.4, color="#bbbbbb", lw=1, ls="--")
-    for key, entry in told.items():
-        against = entry.get("against_online")
-        if against is None:
-            continue
-        name = key.split("/", 1)[1]
-        x, y = against["calls"]["mean"], against["share"]["over_seeds"]["mean"]
-        ours = "replay" in name
-        axis.plot(x, y, "o", color="#009e73" if ours else "#666666", ms=6)
-        axis.annotate(name, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=8)
+    for number, (name, against) in enumerate(asked, 1):
+        share, nearer = against["share"]["over_seeds"], against["kl"]["over_seeds"]["mean"] <= 0
+        x, y, colour = against["calls"]["mean"], share["mean"], "#009e73" if nearer else "#d55e00"
+        if share["n"] > 2:
+            axis.plot([x, x], [share["low"], share["high"]], color=colour, lw=1, alpha=0.5)
+        axis.plot(x, y, "o", color=colour, ms=7, markerfacecolor=colour if share["n"] > 2 else "white")
+        side = 1 if number % 2 else -1
+        axis.annotate(
+            str(number),
+            (x, y),
+            xytext=(side * 9, 0),
+            textcoords="offset points",
+            fontsize=9,
+            ha="center",
+            va="center",
+        )
+        names.text(
+            0,
+            1 - number / (len(asked) + 1),
+            f"{number}  {name}  (n = {share['n']})",
+            fontsize=9,
+            va="center",
+            color=colour,
+        )
+    names.axis("off")
     axis.set_xlabel("oracle calls, share of online DPO's")
     axis.set_ylabel("gold reward, share of online DPO's")
-    axis.set_xlim(0, 1.0)
     _plain(axis)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -12,6 +12,7 @@ def tables(found: Entry) -> dict[str, str]:
     """Name of the table -> Markdown."""
     told = found["compared"]
     made = {"methods": _against_dpo(told, "methods", ORDER), "labels": _labels(told)}
+    made["penalised"] = _against(told, ("methods", "cures"), "minus_penalised", "penalised DPO")
     for part in ("cures", "terms", "others", "rates", "noise"):
         names = [key.split("/", 1)[1] for key in told if key.startswith(f"{part}/")]
         made[part] = _against_dpo(told, part, names)
@@ -43,6 +44,25 @@ def _against_dpo(told: Entry, part: str, names: Any) -> str:
             cells.append(_gap(gap[key]) if gap else "-")
         cells.append(str(end["reward"]["n"]))
         rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _against(told: Entry, parts: tuple[str, ...], key: str, base: str) -> str:
+    """Runs of several parts against one base."""
+    rows = _head(
+        "run",
+        f"minus {base}, equal KL",
+        f"minus {base} along the frontier",
+        f"minus {base}, equal steps",
+        "seeds",
+    )
+    for name, entry in told.items():
+        gap = entry.get(key)
+        if gap is None or name.split("/", 1)[0] not in parts:
+            continue
+        cells = [_gap(gap[one]) for one in ("equal_kl", "frontier", "equal_steps")]
+        seeds = str(len(gap["equal_kl"]["seeds"]))
+        rows.append(f"| {' | '.join([name.split('/', 1)[1], *cells, seeds])} |")
     return "\n".join(rows)
 
 

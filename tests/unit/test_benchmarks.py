@@ -157,42 +157,38 @@ def test_unequal_work_is_not_compared(
 
 def test_gold_lost_since_its_peak_and_gains_in_standard_deviations(tmp_path: Path) -> None:
     import overoptimisation
+    import yaml
 
     setting = overoptimisation.SETTINGS[0]
     folder, proxy = tmp_path / f"{setting.name}-proxy", tmp_path / "proxy"
     folder.mkdir()
     proxy.mkdir()
-    about = {
-        "train_pairs": 3,
-        "accuracy": {},
-        "calibration_error": {},
-        "calibrating_temperature": {},
-        "seconds": 1,
-    }
-    (proxy / "results.json").write_text(json.dumps(about))
+    about = ("train_pairs", "accuracy", "calibration_error", "calibrating_temperature")
+    (proxy / "results.json").write_text(json.dumps(dict.fromkeys(about, 1)))
     # Start: mean 1, standard deviation 1. The proxy gains 2 and 4; gold gains 1, then falls to 1 below the start.
-    gold, raised = [0.0, 1.0, 2.0], {0: (0, 0), 5: (2, 1), 10: (4, -1)}
-    scores = [
-        {"step": step, "proxy": [value + up for value in gold], "gold": [value + down for value in gold]}
-        for step, (up, down) in raised.items()
+    lines = [
+        {"step": step, "eval_kl": kl, "eval_reward": 1.0 + up, "eval_gold": 1.0 + down}
+        for step, kl, up, down in ((0, 0.0, 0, 0), (5, 1.5, 2, 1), (10, 4.0, 4, -1))
     ]
-    scores.insert(
-        1, {**scores[1], "gold": [9.0, 9.0, 9.0]}
-    )  # asked again after a resume: the last one counts
-    (folder / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scores))
-    lines = [{"step": step, "eval_kl": kl} for step, kl in ((5, 1.5), (10, 4.0))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "done").write_text("")
-    options = SimpleNamespace(out=tmp_path, play=Path("play"), preset="sail-dpr", steps=10)
-    found = overoptimisation.collect(
-        options, [(setting, "proxy"), (setting, "gold")]
-    )  # the second has not been run
+    gain = {"mean": 4.0, "low": 3.5, "high": 4.5, "n": 3}
+    results = {
+        "metrics": {"kl": {**gain, "mean": 4.2}, "reward_gain": gain, "gold_gain": {**gain, "mean": -1.0}},
+        "samples": [{"reward_reference": value, "gold_reference": value} for value in (0.0, 1.0, 2.0)],
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    oracles = {name: {"kind": "function", "path": f"{name}.py:reward"} for name in ("oracle", "eval_oracle")}
+    (folder / "config.resolved.yaml").write_text(yaml.safe_dump(oracles))
+    options = SimpleNamespace(out=tmp_path, play=Path("play"), preset="sail-dpr", steps=10, prompts=3)
+    # The second has not been run.
+    found = overoptimisation.collect(options, [(setting, "proxy"), (setting, "gold")])
     (run,) = found["runs"].values()
-    assert [point["kl"] for point in run["curve"]] == [0.0, 1.5, 4.0]
-    assert [point["proxy"]["mean"] for point in run["curve"]] == pytest.approx([0, 2, 4])
-    assert [point["gold"]["mean"] for point in run["curve"]] == pytest.approx([0, 1, -1])
-    assert run["gold_peak_step"] == 5
-    assert run["gold_last_minus_peak"]["mean"] == pytest.approx(-2)
+    assert [(one["part"], one["x"], one["y"]) for one in run["curves"]] == [
+        ("proxy", [0.0, 1.5, 4.0], [0, 2, 4]),
+        ("gold", [0.0, 1.5, 4.0], [0, 1, -1]),
+    ]
     overoptimisation.draw(found, tmp_path / "picture.svg")
-    assert "usual-proxy | 4.0" in overoptimisation.table(found)
+    row = "| usual-proxy | 4.2 | +4.00 [+3.50, +4.50] | -1.00 [+3.50, +4.50] | 1.5 | -2.00 |"
+    assert row in overoptimisation.table(found)
     assert (tmp_path / "picture.svg").stat().st_size > 1000
+    assert "Proxy and gold reward against KL" in (tmp_path / "report.html").read_text(encoding="utf-8")
