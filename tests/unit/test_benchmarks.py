@@ -155,6 +155,9 @@ def test_unequal_work_is_not_compared(
 # --- Over-optimisation: what is collected from a run's files -------------------------------------------------------
 
 
+ENDS = {"": 0.0, "_low": -0.5, "_high": 0.5}
+
+
 def test_gold_lost_since_its_peak_and_gains_in_standard_deviations(tmp_path: Path) -> None:
     import overoptimisation
     import yaml
@@ -167,7 +170,12 @@ def test_gold_lost_since_its_peak_and_gains_in_standard_deviations(tmp_path: Pat
     (proxy / "results.json").write_text(json.dumps(dict.fromkeys(about, 1)))
     # Start: mean 1, standard deviation 1. The proxy gains 2 and 4; gold gains 1, then falls to 1 below the start.
     lines = [
-        {"step": step, "eval_kl": kl, "eval_reward": 1.0 + up, "eval_gold": 1.0 + down}
+        {
+            "step": step,
+            "eval_kl": kl,
+            **{f"eval_reward{end}": 1.0 + up + wide for end, wide in ENDS.items()},
+            **{f"eval_gold{end}": 1.0 + down + wide for end, wide in ENDS.items()},
+        }
         for step, kl, up, down in ((0, 0.0, 0, 0), (5, 1.5, 2, 1), (10, 4.0, 4, -1))
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
