@@ -257,7 +257,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         panel.set_title(f"labelled by the {oracle}")
         panel.set_xlabel("KL to the reference, nats per response")
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(fontsize=7, frameon=False)
+        if panel.lines:
+            panel.legend(fontsize=7, frameon=False)
     panels[0].set_ylabel("gain, standard deviations of the start")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None})
