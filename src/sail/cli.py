@@ -281,7 +281,9 @@ def _add_eval(verbs: Any) -> None:
     parser.add_argument(
         "subject", metavar="RUN_OR_MODEL", help="a run folder, a checkpoint, a model folder or name"
     )
-    parser.add_argument("--data", metavar="FILE", help="held-out rows (default: the run's data.eval)")
+    parser.add_argument(
+        "--data", metavar="FILE", help="held-out rows, a file or a public set (default: the run's data.eval)"
+    )
     parser.add_argument(
         "--oracle", metavar="PATH.py:NAME", help="who prefers what (default: the run's oracle)"
     )
