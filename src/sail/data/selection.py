@@ -63,7 +63,7 @@ class Counts:
 
 
 def select(candidates: Iterable[Candidate], rules: Rules, counts: Counts) -> list[Candidate]:
-    """The rows that stay, in their order; `counts.dropped` is added to. A row that cannot be read stays, for bad_rows to decide."""
+    """The rows that stay, in their order; `counts.dropped` is added to. A row that cannot be read stays: bad_rows decides."""
     kept: list[Candidate] = []
     seen: set[str] = set()
     for one in candidates:
