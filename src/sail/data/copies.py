@@ -30,9 +30,11 @@ def files_of(path: Path, known: NamedSet, variant: str, split: str) -> list[Path
         roots = [path.parent]
     else:
         roots = _roots(path, known, form)
-        found = sorted(file for root in roots for file in root.rglob("*") if _is_data(file, root))
+        found = [file for root in roots for file in sorted(root.rglob("*")) if _is_data(file, root)]
     named = {file: _words(file, roots) for file in found}
     chosen = [file for file, words in named.items() if any(_is_split(word, split) for word in words)]
+    if not chosen:
+        chosen = [file for file in found if file.name.partition(".")[0] == _our_word(form, split)]
     unnamed = not any(_SPLIT_WORDS.match(word) for words in named.values() for word in words)
     if not chosen and unnamed and split.startswith("train"):
         chosen = found
@@ -45,6 +47,11 @@ def files_of(path: Path, known: NamedSet, variant: str, split: str) -> list[Path
             "held_out: 0.05 to hold out a share of the training prompts."
         )
     return chosen
+
+
+def _our_word(form: Variant, split: str) -> str | None:
+    """train or test, where the hub calls that split otherwise: a copy may be named so too."""
+    return next((ours for ours, hubs in form.splits.items() if hubs == split), None)
 
 
 def _roots(path: Path, known: NamedSet, form: Variant) -> list[Path]:

@@ -34,7 +34,7 @@ def read_file(source: str | Path) -> Iterator[tuple[Any, str]]:
         near = nearest(name)
         raise DataError(
             f"{name}: there is no such file (looked in {Path.cwd()}). Correct the path; "
-            f"{f'the data set of nearly that name is {near}; ' if near else ''}"
+            f"{f'the public set of nearly that name is {near}' if near else 'sail data lists the public sets by name'}; "
             "a dataset of a hub becomes a file by "
             "datasets.load_dataset(name, split='train').to_json('pairs.jsonl')."
         )

@@ -37,6 +37,9 @@ def rows_of_hub(known: NamedSet, variant: str, split: str) -> Iterator[tuple[Any
 
 def _not_loaded(known: NamedSet, variant: str, split: str, error: Exception) -> str:
     form = known.variants[variant]
+    error = (
+        error.__cause__ if isinstance(error.__cause__, Exception) else error
+    )  # the library wraps what went wrong
     said = str(error).strip().splitlines()
     cause = f"{type(error).__name__}: {said[0][:200]}" if said else type(error).__name__
     revision = f" --revision {form.revision}" if form.revision else ""
