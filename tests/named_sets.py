@@ -271,7 +271,6 @@ def summary_rows() -> list[dict[str, Any]]:
 
 
 def _summaries(folder: Path) -> None:
-    parquet(folder / "comparisons" / "train" / "0000.parquet", summary_rows())
     news = [summary_row(number) for number in range(20, 30)]
     for row in news:
         text = f"news : {row['info']['post']}"
@@ -283,7 +282,9 @@ def _summaries(folder: Path) -> None:
             "site": "ours",
             "article": text,
         }
-    parquet(folder / "comparisons" / "validation" / "0000.parquet", news, like=summary_rows())
+    every = [*summary_rows(), *news]
+    parquet(folder / "comparisons" / "train" / "0000.parquet", summary_rows(), like=every)
+    parquet(folder / "comparisons" / "validation" / "0000.parquet", news, like=every)
     parquet(folder / "axis" / "test" / "0000.parquet", [{"info": {"id": "x"}, "summary": {"text": "y"}}])
 
 
