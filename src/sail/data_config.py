@@ -69,7 +69,7 @@ class DataSource(Section):
         """One message for each thing that the set does not have."""
         problems = list(_of_file(self) if self.name is None else _of_set(self))
         if problems:
-            raise PydanticCustomError("refused", "{said}", {"said": " ".join(problems)})
+            raise PydanticCustomError("refused", "{said}", {"said": " ".join(map(_sentence, problems))})
         return self
 
     # ---- what null stands for
@@ -205,7 +205,7 @@ def parse_source(value: Any, *, held_out: bool = False) -> str | DataSource | No
         return _of_text(value, held_out)
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f"must be a path, the name of a data set, or keys such as {{name: hh-rlhf, limit: 1000}}; it is {shown(value)}"
+            f"must be a path, the name of a data set, or keys such as {{name: hh-rlhf, limit: 1000}}; it is {shown(value)}."
         )
     keys = dict(value)
     if isinstance(keys.get("name"), str) and (known := known_as(keys["name"])):
@@ -218,11 +218,15 @@ def parse_source(value: Any, *, held_out: bool = False) -> str | DataSource | No
         return DataSource.model_validate(keys)
     except ValidationError as error:
         said = [_said(item) for item in error.errors(include_url=False)]
-        raise ConfigError(" ".join(said).rstrip(".")) from None
+        raise ConfigError(_sentence(" ".join(said))) from None
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?")) else f"{text}."
 
 
 def _said(item: Any) -> str:
-    return str(item["msg"]) if item["type"] == "refused" else problem(item, {"": DataSource})
+    return _sentence(str(item["msg"])) if item["type"] == "refused" else problem(item, {"": DataSource})
 
 
 def _of_text(value: str, held_out: bool) -> str | DataSource:

@@ -183,7 +183,7 @@ def _table(title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]
     from rich.text import Text
 
     console = Console()
-    table = Table(title=title, title_justify="left", show_edge=False)
+    table = Table(title=Text(title), title_justify="left", show_edge=False)
     for place, name in enumerate(columns):
         right = bool(rows) and all(row[place].replace(",", "").isdigit() for row in rows)
         table.add_column(name, justify="right" if right else "left")

@@ -37,7 +37,7 @@ def known_as(name: str) -> tuple[str, str | None] | None:
 def nearest(name: str, cutoff: float = 0.6) -> str | None:
     """The known name that is most like this one, or holds it; None if there is none."""
     lower = {known.lower(): known for known in (*NAMED, *ALSO)}
-    if len(name) > 2 and (within := [known for known in NAMED if name.lower() in known]):
+    if len(name) > 1 and (within := [known for known in NAMED if name.lower() in known]):
         return within[0]
     close = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=cutoff)
     return lower[close[0]] if close else None
