@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
-from sail.data.named.base import NamedSet
+from sail.data.named.base import NamedSet, Variant
 from sail.errors import DataError, MissingExtraError
 
 
@@ -25,14 +25,24 @@ def rows_of_hub(known: NamedSet, variant: str, split: str) -> Iterator[tuple[Any
     form = known.variants[variant]
     for folder in form.data_dirs or (None,):
         try:
-            rows = library.load_dataset(
-                form.hub, form.config, data_dir=folder, split=split, revision=form.revision
-            )
+            rows = _loaded(library, form, folder, split)
         except Exception as error:  # the library raises of many kinds: the network's, the hub's, its own
             raise DataError(_not_loaded(known, variant, split, error)) from error
         place = f"{form.hub}{f'/{folder}' if folder else ''}[{split}]"
         for number, record in enumerate(rows, start=1):
             yield record, f"{place} row {number}"
+
+
+def _loaded(library: Any, form: Variant, folder: str | None, split: str) -> Any:
+    """The rows of one folder. Of a set that the hub keeps as a script, the hub's own conversion."""
+    if form.revision is None:
+        return library.load_dataset(form.hub, form.config, data_dir=folder, split=split)
+    try:
+        return library.load_dataset(form.hub, form.config, split=split)
+    except RuntimeError as error:
+        if "script" not in str(error):
+            raise
+    return library.load_dataset(form.hub, data_dir=folder, split=split, revision=form.revision)
 
 
 def _not_loaded(known: NamedSet, variant: str, split: str, error: Exception) -> str:

@@ -65,7 +65,8 @@ Convert = Callable[[Mapping[str, Any], Choice], Answered | Unusable]
 class Variant:
     """One form of a set.
 
-    hub: its id there; `config`, `data_dirs` and `revision` are those of datasets.load_dataset. splits: our split (train, test) to
+    hub: its id there; `config` and `data_dirs` are those of datasets.load_dataset, `revision` a branch with the data where
+    the hub keeps the set as a script. splits: our split (train, test) to
     the hub's; without "test" a share of the prompts is held out. Of a local copy, the folders `data_dirs` are read if it has any.
     """
 
@@ -94,6 +95,17 @@ class NamedSet:
 def is_empty(text: Any) -> bool:
     """Whether it is not text, or text that says nothing."""
     return not isinstance(text, str) or not text.strip()
+
+
+def as_list(value: Any) -> list[Any]:
+    """A list of objects, which some tables keep as an object of lists; nothing is an empty list.
+
+    >>> as_list({"text": ["a", "b"], "note": ["c", "d"]})
+    [{'text': 'a', 'note': 'c'}, {'text': 'b', 'note': 'd'}]
+    """
+    if isinstance(value, Mapping):
+        return [dict(zip(value, one, strict=True)) for one in zip(*value.values(), strict=True)]
+    return list(value or ())
 
 
 def number(value: Any) -> float | None:

@@ -19,8 +19,7 @@ def _also() -> dict[str, tuple[str, str]]:
     for one in NAMED.values():
         for variant, form in one.variants.items():
             found.setdefault(f"{one.name}-{variant}".lower(), (one.name, variant))
-            if form.config is None:
-                found.setdefault(form.hub.lower(), (one.name, variant))
+            found.setdefault(form.hub.lower(), (one.name, variant))
     return found
 
 

@@ -14,6 +14,7 @@ from sail.data.named.base import (
     NamedSet,
     Unusable,
     Variant,
+    as_list,
     as_user,
     is_empty,
     verdict,
@@ -24,7 +25,7 @@ TWO_SUMMARIES = "there are not two summaries"
 
 def convert(row: Mapping[str, Any], choice: Choice) -> Answered | Unusable:
     """`choice` is the place of the preferred summary. The prompt ends with "TL;DR:" and the summary goes on from it."""
-    better, summaries = verdict(row["choice"]), row["summaries"] or ()
+    better, summaries = verdict(row["choice"]), as_list(row["summaries"])
     if better is None:
         return Unusable(NO_VERDICT)
     if len(summaries) != 2:
@@ -65,6 +66,7 @@ SET = NamedSet(
         "comparisons": Variant(
             "openai/summarize_from_feedback",
             splits={"train": "train", "test": "validation"},
+            config="comparisons",
             data_dirs=("comparisons",),
             revision="refs/convert/parquet",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sail.data.named.base import (
@@ -16,6 +16,7 @@ from sail.data.named.base import (
     NamedSet,
     Unusable,
     Variant,
+    as_list,
     as_user,
     is_empty,
     number,
@@ -35,7 +36,7 @@ def convert_raw(row: Mapping[str, Any], choice: Choice) -> Answered | Unusable:
     Which one is drawn depends on the seed and the instruction alone. If all lie closer than `min_gap`, the lowest of them is
     taken, so that the row is counted as a tie or near-tie. Of equal best scores the first in the file wins.
     """
-    found = [(_score(answer, choice.label or "overall"), answer) for answer in row["completions"] or ()]
+    found = [(_score(answer, choice.label or "overall"), answer) for answer in as_list(row["completions"])]
     scored = [
         (score, answer["response"])
         for score, answer in found
@@ -89,7 +90,8 @@ def convert_binarized(row: Mapping[str, Any], choice: Choice) -> Answered | Unus
 
 
 def _split(messages: Any) -> tuple[list[Message], Any] | None:
-    if not isinstance(messages, Sequence) or len(messages) < 2 or messages[-1].get("role") != "assistant":
+    messages = as_list(messages)
+    if len(messages) < 2 or messages[-1].get("role") != "assistant":
         return None
     return [{"role": one["role"], "content": one["content"] or ""} for one in messages[:-1]], messages[-1][
         "content"
