@@ -58,10 +58,24 @@ def inspect(wanted: Wanted) -> tuple[dict[str, Any], list[Row]]:
     }
     unit = "words"
     if wanted.tokenizer is not None:
-        tokens = _tokens(rows.rows, wanted)
-        made["lengths"]["tokens"], made["limits"] = tokens["lengths"], tokens["limits"]
+        from sail.inspect_tokens import count_tokens, in_limits
+
+        counted = count_tokens(rows.rows, wanted.tokenizer)
+        made["lengths"]["tokens"] = {
+            part: spread(
+                [
+                    lengths[place]
+                    for lengths in counted.lengths
+                    if lengths is not None and place < len(lengths)
+                ]
+            )
+            for place, part in enumerate(PARTS)
+        }
+        limits = in_limits(counted, wanted.max_length, wanted.max_prompt_length)
+        made["limits"] = {"tokenizer": wanted.tokenizer, **limits}
         unit = "tokens"
-        made["length_bias"] = length_bias(rows.rows, tokens["of_pairs"], unit)
+        pairs = [None if lengths is None or len(lengths) < 3 else lengths[1:] for lengths in counted.lengths]
+        made["length_bias"] = length_bias(rows.rows, pairs, unit)
     else:
         words = [
             None
@@ -187,65 +201,6 @@ def length_bias(rows: Sequence[Row], lengths: Sequence[tuple[int, ...] | None], 
     outcomes = [0.5 if one == other else float(one > other) for _, (one, other) in known]
     found = rate_interval(outcomes, [prompt_id(row.prompt) for row, _ in known])
     return {"unit": unit, **asdict(found), "equal": sum(value == 0.5 for value in outcomes)}
-
-
-def _tokens(rows: Sequence[Row], wanted: Wanted) -> dict[str, Any]:
-    """Lengths in tokens exactly as in training, and what the limits would do to the rows."""
-    from sail.build import make_tokenizer
-    from sail.data.encode import encode_prompt, encode_response, eos_ids
-    from sail.errors import DataError
-
-    tokenizer = make_tokenizer(wanted.tokenizer or "")
-    ends = eos_ids(tokenizer)
-    lengths: dict[str, list[int]] = {part: [] for part in PARTS}
-    of_pairs: list[tuple[int, ...] | None] = []
-    unreadable: list[str] = []
-    long_prompts = cut = rows_cut = 0
-    for row in rows:
-        try:
-            prompt = len(encode_prompt(tokenizer, row.prompt))
-            answers = [] if row.chosen is None else [row.chosen, row.rejected or ""]
-            pair = tuple(len(encode_response(tokenizer, row.prompt, text, ends)) for text in answers)
-        except DataError as error:
-            if tokenizer.chat_template is None and row.conversational:
-                raise DataError(
-                    f"{wanted.tokenizer} has no chat template, and the rows are conversations. Use the tokenizer of a "
-                    "model that has one, or take a public set as text: --shape text."
-                ) from None
-            unreadable.append(f"{row.origin}: {error}")
-            of_pairs.append(None)
-            continue
-        of_pairs.append(pair or None)
-        for part, count in zip(PARTS, (prompt, *pair), strict=False):
-            lengths[part].append(count)
-        too_long = _above(prompt, wanted)
-        long_prompts += too_long
-        room = None if wanted.max_length is None or too_long else wanted.max_length - prompt
-        here = 0 if room is None else sum(count > room for count in pair)
-        cut, rows_cut = cut + here, rows_cut + (here > 0)
-    limits = {
-        "tokenizer": wanted.tokenizer,
-        "max_length": wanted.max_length,
-        "max_prompt_length": wanted.max_prompt_length,
-        "rows": len(rows),
-        "prompts_too_long": long_prompts,
-        "responses_cut": cut,
-        "rows_with_a_cut": rows_cut,
-        "share_above": (long_prompts + rows_cut) / max(1, len(rows)),
-        "unreadable": len(unreadable),
-        "unreadable_examples": unreadable[:SHOWN_BAD],
-    }
-    return {
-        "lengths": {part: spread(lengths[part]) for part in PARTS},
-        "limits": limits,
-        "of_pairs": of_pairs,
-    }
-
-
-def _above(prompt: int, wanted: Wanted) -> bool:
-    """Whether training would refuse the row: its prompt is above its limit, or leaves no room for an answer."""
-    above = wanted.max_prompt_length is not None and prompt > wanted.max_prompt_length
-    return above or (wanted.max_length is not None and prompt >= wanted.max_length)
 
 
 # ---- files

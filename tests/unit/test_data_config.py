@@ -106,3 +106,15 @@ def test_a_moved_run_finds_its_copy(tmp_path: Path) -> None:
     assert isinstance(config.data.train, DataSource)
     assert config.data.train.path == str(tmp_path / "new" / "hh")
     assert len(notes) == 1
+
+
+def test_the_trainer_takes_a_source(tmp_path: Path) -> None:
+    from tiny import make_trainer
+
+    write_copy("summarize-from-feedback", tmp_path / "copy")
+    source = DataSource(name="summarize-from-feedback", path=str(tmp_path / "copy"), split="train")
+    trainer = make_trainer(tmp_path / "run", rows=source, max_length=60, max_prompt_length=50)
+    assert len(trainer.train_dataset) == 39
+    assert trainer.train_dataset.fingerprint == make_trainer(
+        tmp_path / "run", rows=source.model_copy(update={"limit": 39}), max_length=60, max_prompt_length=50
+    ).train_dataset.fingerprint  # fmt: skip

@@ -183,6 +183,7 @@ def test_ultrafeedback_the_drawn_answer_is_far_enough_below(copies: Path) -> Non
     """Scores 9, 7, 4, 2: at a gap of 6 only the last one qualifies."""
     rows = read("ultrafeedback", copies, split="all", min_gap=6).rows
     assert {(row.rejected or "").split()[0] for row in rows} == {"no"}
+    assert len(rows) == 36  # nobody is lost to a near-tie while one of the others is far enough
     with pytest.raises(DataError, match=r"none of 40 rows is left \(.*near-tie"):
         read("ultrafeedback", copies, split="all", min_gap=9)
 

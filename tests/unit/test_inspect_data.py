@@ -113,6 +113,9 @@ def test_bad_rows_are_counted_and_named(file: Path) -> None:
 def test_lengths_in_tokens_are_those_of_training(tmp_path: Path) -> None:
     """One id per word and one EOS per answer; limits: prompt above 3; a prompt of 3 leaves 2 ids within 5."""
     from tiny import make_model, make_tokenizer
+    from transformers import AutoModelForCausalLM
+
+    from sail.data.encode import encode_rows, eos_ids
 
     make_tokenizer().save_pretrained(tmp_path / "model")
     make_model().save_pretrained(tmp_path / "model")
@@ -135,10 +138,33 @@ def test_lengths_in_tokens_are_those_of_training(tmp_path: Path) -> None:
     assert any("1 of 3 prompts are above the limit" in said for said in made["warnings"])
     assert any("cut at max_length (5)" in said for said in made["warnings"])
 
+    # as the run itself counts, with the model at hand
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    encoded = encode_rows(
+        load_rows(str(path)), make_tokenizer(), max_length=5, max_prompt_length=3, bad_rows="skip",
+        eos=eos_ids(make_tokenizer(), model.generation_config),
+    )  # fmt: skip
+    assert (len(encoded.skipped), encoded.cut) == (1, 1)
     write_copy("hh-rlhf", tmp_path / "hh")
     wanted.source = DataSource(name="hh-rlhf", path=str(tmp_path / "hh"))
     with pytest.raises(DataError, match=r"has no chat template.*--shape text"):
         inspect(wanted)
+
+
+def test_the_ends_of_a_response_are_the_models_too(tmp_path: Path) -> None:
+    """A generation config with a second end (w5): an answer that ends with it needs no other, and is one id shorter."""
+    from tiny import make_model, make_tokenizer
+
+    from sail.inspect_tokens import count_tokens
+
+    tokenizer, model = make_tokenizer(), make_model()
+    tokenizer.save_pretrained(tmp_path / "alone")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model.generation_config.eos_token_id = [1, tokenizer.convert_tokens_to_ids("w5")]
+    model.save_pretrained(tmp_path / "model")
+    rows = [row("w1", "w2 w5", "w2"), row("w1", None, None)]
+    assert count_tokens(rows, str(tmp_path / "model")).lengths == [(1, 2, 2), (1,)]
+    assert count_tokens(rows, str(tmp_path / "model")).unreadable == []
 
 
 # --- Warnings ------------------------------------------------------------------------------------------------

@@ -35,24 +35,7 @@ def add_data(verbs: Any, handler: Callable[[argparse.Namespace], None]) -> None:
         metavar="key.path=value",
         help="of a run file: settings that replace the file's",
     )
-    parser.add_argument(
-        "--path", metavar="P", help="a local copy of a public set, a folder or a file (default: the hub)"
-    )
-    parser.add_argument("--split", metavar="S", help="train, test or all (default: train; of a file: all)")
-    parser.add_argument("--limit", type=at_least_one, metavar="N", help="at most N rows, drawn by hash")
-    parser.add_argument("--label", metavar="L", help="which verdict decides, where a set has several")
-    parser.add_argument("--variant", metavar="V", help="which form of the set")
-    parser.add_argument("--pairing", metavar="W", help="of several answers, which make the pair")
-    parser.add_argument(
-        "--min-gap", type=float, metavar="G", help="pairs whose scores lie closer are left out"
-    )
-    parser.add_argument("--shape", metavar="F", help="rows as chat or as text")
-    parser.add_argument(
-        "--drop-repeats",
-        action="store_true",
-        default=None,
-        help="of a file: leave out repeats and identical answers",
-    )
+    _add_source_options(parser)
     parser.add_argument(
         "--held-out",
         metavar="SOURCE",
@@ -76,6 +59,28 @@ def add_data(verbs: Any, handler: Callable[[argparse.Namespace], None]) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write what is printed as JSON, too")
     parser.add_argument("--export", type=Path, metavar="FILE.jsonl", help="write the rows in TRL's format")
     parser.add_argument("--force", action="store_true", help="overwrite those files if they exist")
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
+    """SOURCE_OPTIONS."""
+    parser.add_argument(
+        "--path", metavar="P", help="a local copy of a public set, a folder or a file (default: the hub)"
+    )
+    parser.add_argument("--split", metavar="S", help="train, test or all (default: train; of a file: all)")
+    parser.add_argument("--limit", type=at_least_one, metavar="N", help="at most N rows, drawn by hash")
+    parser.add_argument("--label", metavar="L", help="which verdict decides, where a set has several")
+    parser.add_argument("--variant", metavar="V", help="which form of the set")
+    parser.add_argument("--pairing", metavar="W", help="of several answers, which make the pair")
+    parser.add_argument(
+        "--min-gap", type=float, metavar="G", help="pairs whose scores lie closer are left out"
+    )
+    parser.add_argument("--shape", metavar="F", help="rows as chat or as text")
+    parser.add_argument(
+        "--drop-repeats",
+        action="store_true",
+        default=None,
+        help="of a file: leave out repeats and identical answers",
+    )
 
 
 # ---- printed
