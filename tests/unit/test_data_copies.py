@@ -88,6 +88,53 @@ def test_the_hubs_loader_gives_the_same_rows(
     assert of_hub.rows[0].origin.startswith(made.form.hub if made.form else "")
 
 
+@pytest.mark.parametrize(
+    ("value", "calls"),
+    [
+        (
+            "pku-saferlhf-10k",
+            [("PKU-Alignment/PKU-SafeRLHF-10K", None, {"data_dir": None, "split": "train"})],
+        ),
+        (
+            {"name": "pku-saferlhf", "variant": "alpaca-7b", "split": "test"},
+            [("PKU-Alignment/PKU-SafeRLHF", "alpaca-7b", {"data_dir": None, "split": "test"})],
+        ),
+        (
+            {"name": "hh-rlhf", "variant": "helpful-online"},
+            [("Anthropic/hh-rlhf", None, {"data_dir": "helpful-online", "split": "train"})],
+        ),
+        (
+            {"name": "summarize-from-feedback", "split": "test"},
+            [
+                ("openai/summarize_from_feedback", "comparisons", {"split": "validation"}),
+                (
+                    "openai/summarize_from_feedback",
+                    None,
+                    {"data_dir": "comparisons", "split": "validation", "revision": "refs/convert/parquet"},
+                ),
+            ],
+        ),
+    ],
+)
+def test_what_the_hubs_loader_is_asked_for(
+    value: Any, calls: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The arguments that the library documents: a configuration or a folder, never both."""
+    datasets = pytest.importorskip("datasets")
+    asked: list[Any] = []
+
+    def load(hub: str, config: Any = None, **options: Any) -> Any:
+        asked.append((hub, config, options))
+        if config == "comparisons":
+            raise RuntimeError("Dataset scripts are no longer supported, but found it.py")
+        return []
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(DataError, match="there is not one row in it"):
+        load_rows(parse_source(value))  # type: ignore[arg-type]
+    assert asked == calls
+
+
 def test_a_hub_out_of_reach_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests run with HF_HUB_OFFLINE=1, so this is the real refusal."""
     made = parse_source("summarize-from-feedback")

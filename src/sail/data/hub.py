@@ -36,7 +36,10 @@ def rows_of_hub(known: NamedSet, variant: str, split: str) -> Iterator[tuple[Any
 def _loaded(library: Any, form: Variant, folder: str | None, split: str) -> Any:
     """The rows of one folder. Of a set that the hub keeps as a script, the hub's own conversion."""
     if form.revision is None:
-        return library.load_dataset(form.hub, form.config, data_dir=folder, split=split)
+        # A configuration of the hub names its files itself, from the root: a folder beside it would be put before them.
+        return library.load_dataset(
+            form.hub, form.config, data_dir=None if form.config else folder, split=split
+        )
     try:
         return library.load_dataset(form.hub, form.config, split=split)
     except RuntimeError as error:
