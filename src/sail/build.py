@@ -33,7 +33,9 @@ from sail.data.encode import (
     eos_ids,
     prepare_tokenizer,
 )
+from sail.data.remarks import about_rows, about_shared, left_out
 from sail.data.sources import load_rows, load_sft_rows
+from sail.data_config import DataSource, title_of
 from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.generation import SamplingSettings, TransformersGenerator
@@ -101,7 +103,7 @@ def make_datasets(
     """Training rows (pairs, then prompt-only rows), held-out rows, and remarks about both. `ends`: ids that end a response."""
     options, remarks = config.alignment, []
 
-    def encoded(source: str, *, prompts_only: bool = False) -> EncodedDataset:
+    def encoded(source: str | DataSource, *, prompts_only: bool = False) -> EncodedDataset:
         rows = load_rows(source, bad_rows=config.data.bad_rows)
         if prompts_only:
             rows = replace(
@@ -115,30 +117,14 @@ def make_datasets(
             max_prompt_length=options.max_prompt_length,
             bad_rows=config.data.bad_rows,
         )
-        remarks.append(_about(source, made))
+        remarks.append(about_rows(title_of(source), made, rows.counts))
         return made
 
     parts = [encoded(config.data.train)] if config.data.train else []
     parts += [encoded(config.data.prompts, prompts_only=True)] if config.data.prompts else []
     train = parts[0] if len(parts) == 1 else concatenate(parts[0], parts[1])
-    return train, encoded(config.data.eval) if config.data.eval else None, remarks
-
-
-def _about(source: str, rows: EncodedDataset) -> str:
-    text = f"{Path(source).name}: {len(rows)} rows"
-    facts = (
-        ("prompt only", rows.prompt_only),
-        ("identical responses", rows.identical),
-        ("responses cut", rows.cut),
-    )
-    text += "".join(
-        f", {count} with {name}" if name != "responses cut" else f", {count} {name}"
-        for name, count in facts
-        if count
-    )
-    if rows.skipped:
-        text += f"; {len(rows.skipped)} bad rows skipped, the first: {rows.skipped[0]}"
-    return text
+    held_out = encoded(config.data.eval) if config.data.eval else None
+    return train, held_out, [*remarks, *about_shared(train.rows, [] if held_out is None else held_out.rows)]
 
 
 def make_arguments(config: RunConfig) -> SAILConfig:
@@ -230,7 +216,7 @@ def run_sft(config: RunConfig) -> Path:
     rows = load_sft_rows(source, bad_rows=config.data.bad_rows)
     held_out = load_sft_rows(config.sft.eval, bad_rows=config.data.bad_rows).rows if config.sft.eval else None
     print(
-        f"{Path(source).name}: {len(rows.rows)} rows"
+        f"{title_of(source)}: {len(rows.rows)} rows{left_out(rows.counts)}"
         + (f", {len(rows.skipped)} skipped" if rows.skipped else "")
     )
     folder = fine_tune(

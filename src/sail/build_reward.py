@@ -16,6 +16,7 @@ import numpy as np
 from sail.build import make_peft
 from sail.config import RunConfig
 from sail.data.formats import Row
+from sail.data.remarks import left_out
 from sail.data.sources import RowSet, load_rows
 from sail.errors import CheckpointError, ConfigError
 from sail.evaluation.calibration import (
@@ -160,7 +161,7 @@ def _remarks(parts: _Parts) -> list[str]:
             "skipped": len(rows.skipped) + len(pairs.skipped),
             "with equal responses left out": pairs.identical,
         }
-        said = "".join(f", {count} {name}" for name, count in counts.items() if count)
+        said = "".join(f", {count} {name}" for name, count in counts.items() if count) + left_out(rows.counts)
         cut = (
             f"; {pairs.cut} texts cut on the left of the prompt at {parts.start.max_length} tokens"
             if pairs.cut

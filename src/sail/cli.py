@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from sail.commands.arguments import add_verb, at_least_one
+from sail.commands.data import add_data
+from sail.commands.init_verb import add_init
 from sail.commands.options import OVERRIDES, option_help
 from sail.commands.oracle_verbs import add_annotate, add_ledger
 from sail.errors import SailError
-from sail.mixture import PRESETS
 
 _TOP = """\
 Online preference alignment of language models: from a preference file and an SFT model to an aligned model.
@@ -33,6 +34,7 @@ examples:
   sail compare runs/dpo runs/sail                 set runs side by side, and say whether that is fair
   sail report runs/sail runs/dpo                  one page on runs: better, how sure, what is wrong
   sail ledger runs/sail --totals                  what an oracle was asked, said and cost
+  sail data pairs.jsonl                           look at preference data before training on it
   sail annotate pairs.jsonl                       let people say which answers are better
   sail env                                        versions and hardware, for a bug report
 
@@ -95,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, help="show the version and exit")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_play(verbs)
-    _add_init(verbs)
+    add_init(verbs)
     _add_sft(verbs)
     _add_train_reward(verbs)
     _add_train(verbs)
@@ -105,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(verbs)
     add_ledger(verbs)
     add_annotate(verbs)
+    add_data(verbs, _data)
     add_verb(verbs, "env", _env, "print versions and hardware")
     return parser
 
@@ -138,30 +141,6 @@ def _play(options: argparse.Namespace) -> None:
     from sail.play import play
 
     play(options.out, quick=options.quick, seed=options.seed)
-
-
-def _add_init(verbs: Any) -> None:
-    epilog = "presets:\n" + "\n".join(f"  {preset.name:<12} {preset.about}" for preset in PRESETS.values())
-    parser = add_verb(verbs, "init", _init, "write a commented run file to start from", epilog)
-    parser.add_argument(
-        "path", nargs="?", type=Path, default=Path("run.yaml"), metavar="PATH", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--preset", choices=tuple(PRESETS), default="sail-dpr", metavar="P", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--oracle",
-        default="function",
-        metavar="K",
-        help="function, reward_model, judge, people or committee (default: %(default)s)",
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite the file if it exists")
-
-
-def _init(options: argparse.Namespace) -> None:
-    from sail.commands.init import write_run_file
-
-    print(write_run_file(options.path, options.preset, force=options.force, kind=options.oracle))
 
 
 def _add_run(verbs: Any, name: str, handler: Any, about: str, epilog: str) -> argparse.ArgumentParser:
@@ -281,7 +260,9 @@ def _add_eval(verbs: Any) -> None:
     parser.add_argument(
         "subject", metavar="RUN_OR_MODEL", help="a run folder, a checkpoint, a model folder or name"
     )
-    parser.add_argument("--data", metavar="FILE", help="held-out rows (default: the run's data.eval)")
+    parser.add_argument(
+        "--data", metavar="FILE", help="held-out rows, a file or a public set (default: the run's data.eval)"
+    )
     parser.add_argument(
         "--oracle", metavar="PATH.py:NAME", help="who prefers what (default: the run's oracle)"
     )
@@ -373,6 +354,12 @@ def _report(options: argparse.Namespace) -> None:
 
     path = report(options.runs, out=options.out, title=options.title, pairs=options.pairs)
     print(f"The report is {path}; {path.with_suffix('.json').name} beside it says the same to programs.")
+
+
+def _data(options: argparse.Namespace) -> None:
+    from sail.data_verb import run_data
+
+    run_data(options)
 
 
 def _env(options: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sail.commands.run_file import dump_yaml, parse_override, put, read_run_file
 from sail.commands.wording import Sections, no_such_key, problem
+from sail.data_config import DataSource, checked_source, source_paths
 from sail.errors import ConfigError
 from sail.fields import AlignmentFields
 from sail.mixture import Mixture, preset_of
@@ -69,19 +70,21 @@ class PeftConfig(Section):
 class DataConfig(Section):
     """What the run learns from."""
 
-    train: str | None = Field(
-        default=None, description="Preference pairs, JSONL or parquet in TRL's preference formats."
+    train: str | DataSource | None = Field(
+        default=None,
+        description="Preference pairs: JSONL or parquet in TRL's preference formats, or a public set by name (docs/data.md).",
     )
-    eval: str | None = Field(
-        default=None, description="Held-out pairs in the same format; null = no evaluation."
+    eval: str | DataSource | None = Field(
+        default=None, description="Held-out pairs, in the same forms; null = no evaluation."
     )
-    prompts: str | None = Field(
-        default=None, description="More rows with a prompt only, JSONL or parquet, for routes dpp and dpr."
+    prompts: str | DataSource | None = Field(
+        default=None, description="More rows with a prompt only, in the same forms, for routes dpp and dpr."
     )
     bad_rows: Literal["error", "skip"] = Field(
         default="error",
         description="A row that cannot be used stops the run (error), or is left out and counted (skip).",
     )
+    _sources = field_validator("train", "eval", "prompts", mode="before")(checked_source)
 
 
 class SFTSection(Section):
@@ -92,10 +95,11 @@ class SFTSection(Section):
     model: str | None = Field(
         default=None, min_length=1, description="The model that sail sft starts from; null = the run's model."
     )
-    train: str | None = Field(
+    train: str | DataSource | None = Field(
         default=None, description="Rows with prompt and completion; null = the chosen answers of data.train."
     )
-    eval: str | None = Field(default=None, description="Held-out rows in the same format.")
+    eval: str | DataSource | None = Field(default=None, description="Held-out rows in the same format.")
+    _sources = field_validator("train", "eval", mode="before")(checked_source)
     output_dir: str = Field(
         default="sft", min_length=1, description="Folder of the model, relative to the current directory."
     )
@@ -256,10 +260,13 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConf
 def _find_paths(raw: dict[str, Any], folders: Sequence[Path]) -> None:
     """Write out in full, in place, the paths that exist in one of the folders."""
     places = [(raw.get(section) if section else raw, key) for section, _, key in map(_parted, _PATHS)]
-    for keys, key in [*places, *path_keys(raw.get("oracle")), *path_keys(raw.get("eval_oracle"))]:
+    places += [(keys, "path") for keys in source_paths(raw)]
+    callables = [*path_keys(raw.get("oracle")), *path_keys(raw.get("eval_oracle"))]
+    for keys, key in [*places, *callables]:
         if not isinstance(keys, dict) or not isinstance(keys.get(key), str) or not keys[key]:
             continue
-        file, colon, name = keys[key].rpartition(":") if key == "path" else (keys[key], "", "")
+        of_oracle = any(keys is section for section, _ in callables)
+        file, colon, name = keys[key].rpartition(":") if key == "path" and of_oracle else (keys[key], "", "")
         for folder in folders if file else ():
             if (found := folder / Path(file).expanduser()).exists():
                 keys[key] = f"{os.path.abspath(found)}{colon}{name}"

@@ -12,6 +12,7 @@ from sail.build_oracle import oracle_of_run
 from sail.config import RunConfig
 from sail.data.encode import EncodedRow, encode_prompt, encode_rows, eos_ids
 from sail.data.sources import load_rows
+from sail.data_config import parse_source
 from sail.errors import ConfigError
 from sail.evaluation.files import write_json
 from sail.evaluation.fingerprint import file_fingerprint, model_fingerprint
@@ -161,7 +162,9 @@ class Plan:
     def _rows(self) -> tuple[list[EncodedRow], str | None]:
         """The rows of the first distinct prompts, and their fingerprint."""
         config = self.config
-        source = self.options.data or (None if config is None else config.data.eval)
+        source = parse_source(self.options.data, held_out=True) or (
+            None if config is None else config.data.eval
+        )
         if source is None:
             if self.options.questions is None:
                 why = "The run has no data.eval" if config is not None else "A bare model brings no prompts"

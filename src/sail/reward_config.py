@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
+from sail.data_config import DataSource, checked_source
 from sail.section import Section
 
 
@@ -19,8 +20,9 @@ class RewardSection(Section):
         min_length=1,
         description="What sail train-reward starts from, a language model or a classifier; null = the run's model.",
     )
-    train: str | None = Field(default=None, description="Preference pairs; null = data.train.")
-    eval: str | None = Field(default=None, description="Held-out pairs; null = data.eval.")
+    train: str | DataSource | None = Field(default=None, description="Preference pairs; null = data.train.")
+    eval: str | DataSource | None = Field(default=None, description="Held-out pairs; null = data.eval.")
+    _sources = field_validator("train", "eval", mode="before")(checked_source)
     output_dir: str = Field(
         default="reward-model",
         min_length=1,

@@ -9,6 +9,7 @@ from typing import Any
 
 from sail.build import make_model
 from sail.config import RunConfig, load_config
+from sail.data_config import with_path
 from sail.errors import ConfigError, MissingExtraError
 from sail.evaluation.files import read_json
 from sail.evaluation.fingerprint import model_fingerprint
@@ -174,7 +175,7 @@ def run_config(run: Path) -> tuple[RunConfig, list[str]]:
         return found
 
     data = config.data.model_copy(
-        update={key: here(getattr(config.data, key)) for key in ("train", "eval", "prompts")}
+        update={key: with_path(getattr(config.data, key), here) for key in ("train", "eval", "prompts")}
     )
     changes: dict[str, Any] = {key: here(getattr(config, key)) for key in ("model", "ref_model", "tokenizer")}
     for key in ("oracle", "eval_oracle"):

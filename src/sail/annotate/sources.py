@@ -11,6 +11,7 @@ from sail.annotate.items import Item
 from sail.annotate.store import ANNOTATIONS
 from sail.data.bad_rows import BadRows
 from sail.data.formats import parse_row
+from sail.data.named.catalogue import known_as
 from sail.data.sources import read_records
 from sail.errors import DataError
 
@@ -53,7 +54,12 @@ def place_of(source: Path, labels: Path | None = None) -> Place:
             )
         source = source / RUN_PAIRS
     if not source.exists():
-        raise DataError(f"There is no {source}. Give a run folder, or a file of pairs (JSONL).")
+        hint = (
+            f" A public set becomes one by: sail data {source} --export pairs.jsonl."
+            if known_as(str(source))
+            else ""
+        )
+        raise DataError(f"There is no {source}. Give a run folder, or a file of pairs (JSONL).{hint}")
     stem = next(
         (source.name[: -len(ending)] for ending in ENDINGS if source.name.endswith(ending)), source.name
     )

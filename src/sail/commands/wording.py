@@ -75,7 +75,8 @@ def problem(item: ErrorDetails, sections: Sections) -> str:
             return f"{key} can only be {choices[0]} yet; it is {given}."
         return f"{key} is one of {', '.join(choices)}; it is {given}.{did_you_mean(item['input'], choices)}"
     if kind == "refused":
-        return f"{key}: {item['msg']}."
+        said = item["msg"].rstrip(".")
+        return f"{key}: {said}" if said.endswith("?") else f"{key}: {said}."
     if kind == "secret":
         return f"{key} {item['msg']}."
     words = next((text for name, text in _WORDS.items() if kind.startswith(name)), None)
