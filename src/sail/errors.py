@@ -21,5 +21,9 @@ class CheckpointError(SailError):
     """A checkpoint that cannot be continued from."""
 
 
+class TrainingError(SailError):
+    """A run that cannot go on: it diverged, the disk is full, another process has died; says from where it continues."""
+
+
 class MissingExtraError(SailError):
     """An optional dependency is not installed; says what to install."""

@@ -140,3 +140,43 @@ class AlignmentFields:
         "Stop when KL(policy || reference), in nats per response, averaged since the last log line, is above this.",
     )
     record_pairs: bool = _option(True, "Write every on-policy pair to pairs.jsonl.gz in the run folder.")
+    max_skipped_steps: int = _option(
+        5,
+        "End the run after so many steps in a row whose gradient was not finite; each such update is left out and counted.",
+    )
+    use_vllm: bool = _option(
+        False, "Sample with vLLM instead of transformers; needs the extra vllm and GPUs (docs/scale.md)."
+    )
+    vllm_mode: str = _option(
+        "colocate",
+        "Where vLLM runs: colocate, in the training processes; server, behind vllm_server_base_url (LoRA only).",
+        ("colocate", "server"),
+    )
+    vllm_server_base_url: str | None = _option(
+        None, "Address of a `vllm serve` that reads this machine's files, such as http://127.0.0.1:8000."
+    )
+    vllm_gpu_memory_utilization: float = _option(
+        0.3, "Share of each GPU's memory that a colocated vLLM may take for weights and cache."
+    )
+    vllm_tensor_parallel_size: int = _option(
+        1, "GPUs that one colocated vLLM is spread over; divides the number of processes."
+    )
+    vllm_enable_sleep_mode: bool = _option(
+        False, "Give a colocated vLLM's memory back while the model is trained."
+    )
+    vllm_importance_sampling_correction: bool = _option(
+        False,
+        "Treat what vLLM sampled as stale rows: importance ratios correct the difference between its numbers and the training's.",
+    )
+
+
+MAY_CHANGE = frozenset(
+    {
+        "max_skipped_steps",
+        "vllm_server_base_url",
+        "vllm_gpu_memory_utilization",
+        "vllm_tensor_parallel_size",
+        "vllm_enable_sleep_mode",
+    }
+)
+"""Options that a resumed run may have other values of: they say nothing about what is computed."""

@@ -111,7 +111,8 @@ def respond(
     ]
     keys = [(seed, "sample", example.step, example.index, sample) for example, sample in drawn]
     prompts = [example.row["prompt_ids"] for example, _ in drawn]
-    sampled = generator.sample(prompts, keys) if drawn and generator is not None else []
+    called = generator is not None and (bool(drawn) or generator.together)
+    sampled = generator.sample(prompts, keys) if generator is not None and called else []
     for (example, _), one in zip(drawn, sampled, strict=True):
         example.samples.append(Response(one.ids, one.text, one.cut, one.log_prob, one.sampling_log_prob))
     for example in examples:

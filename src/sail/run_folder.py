@@ -12,6 +12,7 @@ from sail.annotate.store import ANNOTATIONS, Annotations
 from sail.config import RunConfig, resolved_yaml
 from sail.errors import ConfigError
 from sail.evaluation.audit import ANSWERS, AUDIT
+from sail.fields import MAY_CHANGE
 from sail.oracle_config import lasting
 from sail.oracles.ledger import LEDGER
 from sail.results import RESULTS
@@ -84,7 +85,8 @@ def _refuse_changes(folder: Path, config: RunConfig) -> None:
 def _begun_with(text: str) -> dict[str, Any]:
     """The settings that must stay, by dotted key."""
     values = yaml.safe_load(text)
-    return _flat({**values, "oracle": lasting(values.get("oracle"))})
+    train = {key: value for key, value in (values.get("train") or {}).items() if key not in MAY_CHANGE}
+    return _flat({**values, "train": train, "oracle": lasting(values.get("oracle"))})
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,25 @@ from sail.data.collate import RowCollator
 from sail.data.encode import EncodedDataset, encode_rows, eos_ids, prepare_tokenizer
 from sail.data.sources import load_rows
 from sail.errors import ConfigError
-from sail.fields import AlignmentFields
-from sail.generation import SamplingSettings, TransformersGenerator
-from sail.generation.scoring import unwrapped
 from sail.objective import ObjectiveSettings, RowLoss
 from sail.oracles import Oracle, as_oracle, for_measuring, must_score
 from sail.training import checkpoints
 from sail.training.arguments import SAILConfig
 from sail.training.checks import checked_mixture
 from sail.training.forward import row_losses
+from sail.training.generators import make_generator
 from sail.training.held_out import answer_metrics, pair_batch, pair_metrics
 from sail.training.memory import labelled_pairs
 from sail.training.models import load_policy, with_reference
 from sail.training.progress import ReadableProgress, SaveAfterEpochLines, StopAtKL
 from sail.training.recorder import RunRecorder, pair_lines
 from sail.training.reference import Reference
+from sail.training.resuming import find_checkpoint, identity_of
 from sail.training.rounds import Rounds
 from sail.training.step import PhaseTimer, StepMaker, gather, progress_at, tensors_of
+from sail.training.survival import SkipNotFinite, ending_clearly
 from sail.training.tracking import Tracker
+from sail.training.whole import WholeWeights, check_engine
 
 __all__ = ["SAILConfig", "SAILTrainer"]
 
@@ -134,6 +134,7 @@ class SAILTrainer(Trainer):
     def _build(self, tokenizer: Any, frozen: Any) -> None:
         """The parts of a step, and the callbacks of the run folder."""
         args: SAILConfig = self.args
+        check_engine(self.accelerator)
         if frozen is not None:
             frozen = self.accelerator.prepare_model(frozen.to(args.device), evaluation_mode=True)
         pad_id = tokenizer.pad_token_id
@@ -144,18 +145,13 @@ class SAILTrainer(Trainer):
         self.tracker = Tracker(
             self.mixture, moving_reference=args.ref_update == "round", ratio_clip=args.ratio_clip
         )
-        sampling = SamplingSettings(
-            args.max_new_tokens,
-            args.temperature,
-            eos_ids(tokenizer, getattr(self.model, "generation_config", None)),
-            tuple(args.stop_strings or ()),
-            pad_id,
-            args.generation_batch_size,
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        self.whole = WholeWeights(
+            lambda: self.model,
+            lambda: getattr(self, "deepspeed", None),
+            reshard=plugin is None or bool(plugin.reshard_after_forward),
         )
-        # What is sampled and scored without gradient runs in the precision in which the policy is trained.
-        self.generator = TransformersGenerator(
-            lambda: unwrapped(self.model), tokenizer, sampling, self.accelerator.autocast
-        )
+        self.generator = make_generator(self, tokenizer)
         self.reference = Reference(lambda: self.model, frozen, pad_id, self.accelerator.autocast)
         self.maker = StepMaker(
             mixture=self.mixture,
@@ -181,7 +177,9 @@ class SAILTrainer(Trainer):
         self.recorder = RunRecorder(
             Path(args.output_dir), self.tracker, self.maker.memory, writes=self.is_world_process_zero()
         )
+        self.survival = SkipNotFinite(Path(args.output_dir), args.max_skipped_steps)
         self.add_callback(self.recorder)
+        self.add_callback(self.survival)
         if args.kl_limit is not None:
             self.add_callback(StopAtKL(args.kl_limit))
         self.add_callback(SaveAfterEpochLines())
@@ -211,44 +209,24 @@ class SAILTrainer(Trainer):
         An incomplete checkpoint (the run was killed while saving) is moved aside with a message; without any complete one
         training starts from the beginning.
         """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
-        self.recorder.continue_from(None if checkpoint is None else checkpoints.run_state(checkpoint))
+        checkpoint = find_checkpoint(self.args, resume_from_checkpoint, self._identity(), self.warn)
+        kept = None if checkpoint is None else checkpoints.run_state(checkpoint)
+        self.recorder.continue_from(kept)
+        self.survival.restore(None if kept is None else kept.get("survival"))
+        self.generator.begin()
         self.reference.restore(checkpoints.reference_of(checkpoint))
         if self.maker.rounds is not None:
             self.maker.rounds.start(resumed=checkpoint is not None)
         if self.args.precompute_ref_log_probs and not self.reference.remember:
             self._precompute()
         self.timer.take()
-        return super().train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs)
-
-    def _checkpoint(self, resume: str | bool | None) -> Path | None:
-        """The checkpoint to continue from, with everything out of its way."""
-        folder, found = Path(self.args.output_dir), None
-        messages: list[str] = []
-        with self.args.main_process_first(local=False, desc="looking for a checkpoint"):
-            if resume is True:
-                found, messages = checkpoints.latest_checkpoint(folder)
-            elif resume:
-                found = checkpoints.require_complete(Path(resume))
-            messages += checkpoints.set_newer_aside(
-                folder, 0 if found is None else checkpoints.step_of(found)
+        with ending_clearly(Path(self.args.output_dir)):
+            return super().train(
+                resume_from_checkpoint=None if checkpoint is None else str(checkpoint), **kwargs
             )
-        for message in messages:
-            self.warn(message)
-        if found is not None:
-            checkpoints.refuse_another_run(found, self._identity())
-        elif resume is True:
-            self.warn(f"There is no checkpoint in {folder} to continue from; starting at the beginning.")
-        return found
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to be continued exactly: sail's own options and the training rows."""
-        rows = None if self.train_dataset is None else self.train_dataset.fingerprint
-        found: dict[str, Any] = {"seed": self.args.seed, "training rows": rows}
-        found |= {field.name: getattr(self.args, field.name) for field in fields(AlignmentFields)}
-        if any(share.final_weight is not None for share in self.mixture.shares):
-            found["steps of the schedule"] = [self.args.max_steps, self.args.num_train_epochs]
-        return found
+        return identity_of(self.args, self.mixture, self.train_dataset)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Trainer's own; as the first thing in a checkpoint it also keeps the run's state there."""
@@ -256,6 +234,7 @@ class SAILTrainer(Trainer):
             super().save_model(output_dir, _internal_call)
             return
         state = {**self.recorder.state(), "weights_only": self.args.save_only_model, "run": self._identity()}
+        state["survival"] = self.survival.state()
         if self.args.should_save:
             checkpoints.begin_checkpoint(Path(output_dir))
         super().save_model(output_dir, _internal_call)
@@ -284,10 +263,11 @@ class SAILTrainer(Trainer):
             return [], 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         rounds, now, last = self.maker.rounds, self.state.global_step, self.state.max_steps
-        if rounds is not None:
-            rounds.begin(now, last)
         rows = [batch["rows"] for batch in batches]
-        step = self.maker.make(rows, now, self.args.device, progress_at(now, last))
+        with self.whole:
+            if rounds is not None:
+                rounds.begin(now, last)
+            step = self.maker.make(rows, now, self.args.device, progress_at(now, last))
         self.tracker.add_step(step)
         if step.active_rows == 0:
             self.warn(f"Step {self.state.global_step + 1}: every label abstained, so its pair loss is zero.")
@@ -326,7 +306,8 @@ class SAILTrainer(Trainer):
     def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
         """Adds what the steps since the last line showed to Trainer's training log lines."""
         if "loss" in logs:
-            logs = {**logs, **self.tracker.take(self.args.temperature)}
+            logs = {**logs, **self.tracker.take(self.args.temperature), **self.generator.numbers()}
+            logs["step/skipped"] = self.survival.skipped
             logs.update({f"seconds/{name}": round(seconds, 6) for name, seconds in self.timer.take().items()})
             if not math.isfinite(logs["loss"]):
                 self.warn(
@@ -370,30 +351,35 @@ class SAILTrainer(Trainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
         """Trainer's own over held-out pairs, then `eval_samples` held-out prompts answered."""
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        dataset = (args[0] if args else kwargs["dataloader"]).dataset
-        if dataset.prompt_only == len(dataset):
-            # Without a pair there is no loss; Trainer would give 0, and take it for the best.
-            output.metrics.pop(f"{metric_key_prefix}_loss", None)
-        count = min(self.args.eval_samples, len(dataset))
-        if count:
-            with self.accelerator.autocast():
-                numbers = answer_metrics(
-                    [dataset[position] for position in range(count)],
-                    generator=self.generator,
-                    reference=self.reference,
-                    oracle=for_measuring(self.oracle),
-                    gold=for_measuring(self.eval_oracle),
-                    seed=self.args.seed,
-                    pad_id=self.maker.pad_id,
-                    temperature=self.args.temperature,
-                    batch_size=2 * self.args.per_device_eval_batch_size,
-                    warn=self.warn,
-                )
-            if self.is_world_process_zero() and "reward" in numbers:
-                self.tracker.counters.eval_calls += count
-            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in numbers.items()})
+        with self.whole:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            dataset = (args[0] if args else kwargs["dataloader"]).dataset
+            if dataset.prompt_only == len(dataset):
+                # Without a pair there is no loss; Trainer would give 0, and take it for the best.
+                output.metrics.pop(f"{metric_key_prefix}_loss", None)
+            count = min(self.args.eval_samples, len(dataset))
+            if count:
+                numbers = self._answers([dataset[position] for position in range(count)])
+                output.metrics.update({f"{metric_key_prefix}_{name}": one for name, one in numbers.items()})
         return output
+
+    def _answers(self, rows: list[dict[str, Any]]) -> dict[str, float | None]:
+        with self.accelerator.autocast():
+            numbers = answer_metrics(
+                rows,
+                generator=self.generator,
+                reference=self.reference,
+                oracle=for_measuring(self.oracle),
+                gold=for_measuring(self.eval_oracle),
+                seed=self.args.seed,
+                pad_id=self.maker.pad_id,
+                temperature=self.args.temperature,
+                batch_size=2 * self.args.per_device_eval_batch_size,
+                warn=self.warn,
+            )
+        if self.is_world_process_zero() and "reward" in numbers:
+            self.tracker.counters.eval_calls += len(rows)
+        return numbers
 
     def warn(self, message: str) -> None:
         """A message for a person, once per event, from the main process."""

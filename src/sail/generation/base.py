@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 SeedKey = tuple[int | str, ...]
 """What a response's random numbers depend on: (run seed, purpose, step, dataset index, sample)."""
 
@@ -42,8 +44,29 @@ class Sampled:
 
 class Generator(ABC):
     """Samples one response per prompt. A response depends on weights, prompt, settings and its key, on nothing else:
-    not on the other rows, their order, the number of processes, or a resume."""
+    not on the other rows, their order, the number of processes, or a resume.
+
+    together: `sample` talks to the other processes, so each of them calls it equally often, without a row if need be.
+    """
+
+    together: bool = False
 
     @abstractmethod
     def sample(self, prompts: Sequence[Sequence[int]], keys: Sequence[SeedKey]) -> list[Sampled]:
         """One response per row of token ids, in order."""
+
+    def begin(self) -> None:  # noqa: B027
+        """A training begins: what was kept of the weights of another one is forgotten."""
+
+    def numbers(self) -> dict[str, float | None]:
+        """What a log line should say of the responses since the last one; every process must call it."""
+        return {}
+
+
+def calls_of_everyone(calls: int) -> int:
+    """The largest number of calls that any process has to make; with fewer rows it makes the rest without a row."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return calls
+    everyone: list[int] = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, calls)
+    return max(everyone)

@@ -77,6 +77,8 @@ class TransformersGenerator(Generator):
                 generation_config=neutral_config(settings),
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([ends]),
+                # Sharded weights are whole by now (training/whole.py): no process waits for another one's longest response.
+                synced_gpus=False,
             )
         if not self._checked:
             check_untouched(sampler, raw[0])

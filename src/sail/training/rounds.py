@@ -16,7 +16,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sail.errors import CheckpointError, SailError
-from sail.generation import Generator, Sampled, SeedKey
+from sail.generation import Generator, Sampled, SeedKey, calls_of_everyone
 from sail.online import Example, Response, dataset_responses
 from sail.training.checkpoints import checkpoints, is_complete, step_of
 from sail.training.plan import planned_rows, steps_per_pass
@@ -34,6 +34,7 @@ class InParts(Generator):
 
     def __init__(self, generator: Generator, size: int, title: str | None) -> None:
         self.generator = generator
+        self.together = generator.together
         self.size = size
         self.title = title
 
@@ -46,8 +47,9 @@ class InParts(Generator):
         with tqdm(
             total=len(order), desc=self.title, unit="response", leave=False, disable=not self.title
         ) as bar:
-            for start in range(0, len(order), self.size):
-                rows = order[start : start + self.size]
+            calls = -(-len(order) // self.size)
+            for call in range(calls_of_everyone(calls) if self.generator.together else calls):
+                rows = order[call * self.size : (call + 1) * self.size]
                 part = self.generator.sample([prompts[row] for row in rows], [keys[row] for row in rows])
                 found.update(zip(rows, part, strict=True))
                 bar.update(len(rows))
