@@ -93,7 +93,15 @@ def measure(steps: int) -> list[dict[str, Any]]:
             command = [sys.executable]
             if schedule == TWO:
                 command += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-            command += [__file__, "--steps", str(steps), "--part", schedule, "--place", str(Path(place) / name)]
+            command += [
+                __file__,
+                "--steps",
+                str(steps),
+                "--part",
+                schedule,
+                "--place",
+                str(Path(place) / name),
+            ]
             paths = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
             subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": paths})
             print(f"{schedule}: done", flush=True)
@@ -103,7 +111,9 @@ def measure(steps: int) -> list[dict[str, Any]]:
                 for name, schedule in (("accumulated", ACCUMULATED), ("two", TWO)):
                     one, other = (Path(place) / part / f"{number}-{kind}" for part in ("one", name))
                     found = compared(one, other, dtype)
-                    rows.append({"composition": composition, "precision": kind, "schedule": schedule, **found})
+                    rows.append(
+                        {"composition": composition, "precision": kind, "schedule": schedule, **found}
+                    )
         return rows
 
 

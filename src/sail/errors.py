@@ -25,5 +25,9 @@ class TrainingError(SailError):
     """A run that cannot go on: it diverged, the disk is full, another process has died; says from where it continues."""
 
 
+class GenerationError(SailError):
+    """A generation back-end that cannot be reached, or returned something else than what was sampled."""
+
+
 class MissingExtraError(SailError):
     """An optional dependency is not installed; says what to install."""

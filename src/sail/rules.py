@@ -12,6 +12,7 @@ from sail.errors import ConfigError
 from sail.fields import AlignmentFields
 from sail.mixture import Mixture, mixture_of
 from sail.presets import Preset, preset_of
+from sail.rules_scale import scale_errors, vllm_fits
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def _range_errors(options: AlignmentFields) -> Iterator[str]:
         value = getattr(options, field.name)
         if choices and value not in choices:
             yield f"{field.name} is one of {', '.join(choices)}; it was given {value!r}."
+    yield from scale_errors(options)
     for name in ("beta", "temperature", "kl_limit"):
         value = getattr(options, name)
         if not (_is_number(value) and value > 0) and not (value is None and name == "kl_limit"):
@@ -316,6 +318,7 @@ def _ratio_has_use(options: AlignmentFields, mixture: Mixture, have: Resources) 
     if options.ratio_clip is None:
         return None
     stale = options.refresh == "round" and options.round_steps != 1
+    stale = stale or options.vllm_importance_sampling_correction
     if not stale or not (mixture.corrected or options.kl_policy_ref > 0):
         return (
             "ratio_clip limits the importance ratios of stale rows, and there are none: they need refresh: round with rounds of "
@@ -389,5 +392,6 @@ RULES: tuple[Rule, ...] = (
     _best_worst_fits,
     _rounds_have_use,
     _ratio_has_use,
+    vllm_fits,
     _moving_reference_fits,
 )

@@ -50,6 +50,7 @@ class Generator(ABC):
     """
 
     together: bool = False
+    settings: SamplingSettings
 
     @abstractmethod
     def sample(self, prompts: Sequence[Sequence[int]], keys: Sequence[SeedKey]) -> list[Sampled]:

@@ -32,9 +32,15 @@ def response_scores(model: Any, batch: dict[str, Any], temperature: float = 1.0)
 
 
 def score_sequences(
-    model: Any, sequences: Sequence[tuple[list[int], list[int]]], *, pad_id: int, batch_size: int
+    model: Any,
+    sequences: Sequence[tuple[list[int], list[int]]],
+    *,
+    pad_id: int,
+    batch_size: int,
+    temperature: float = 1.0,
 ) -> list[float]:
-    """log pi(y|x) in nats of any number of (prompt ids, response ids), without gradient, in batches of like length."""
+    """log mu(y|x), pi at `temperature`, in nats of any number of (prompt ids, response ids), without gradient, in batches of
+    like length."""
     device = next(model.parameters()).device
     order = sorted(range(len(sequences)), key=lambda row: -sum(map(len, sequences[row])))
     scores = [0.0] * len(sequences)
@@ -47,7 +53,7 @@ def score_sequences(
             batch = {key: value.to(device) for key, value in batch.items()}
             batch["start"] = min(len(sequences[row][0]) for row in rows)
             for row, value in zip(
-                rows, response_scores(model, batch)[0].cpu().double().tolist(), strict=True
+                rows, response_scores(model, batch, temperature)[1].cpu().double().tolist(), strict=True
             ):
                 scores[row] = value
     model.train(was_training)

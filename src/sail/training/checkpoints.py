@@ -42,6 +42,10 @@ def is_complete(checkpoint: Path) -> bool:
         return False
     if run_state.get("reference") and not (checkpoint / REFERENCE_FILE).is_file():
         return False
+    # What is sharded lies in folders, whose list of contents is written last.
+    folders = [path for path in checkpoint.iterdir() if path.is_dir() and fnmatch(path.name, "*_[0-9]")]
+    if any(not (path / ".metadata").is_file() for path in folders):
+        return False
     # The reference's weights must not stand for the model's.
     there = [path.name for path in checkpoint.iterdir() if path.name != REFERENCE_FILE]
     return all(any(fnmatch(one, name) for one in there for name in names) for names in _PARTS)
@@ -74,6 +78,8 @@ def reference_of(checkpoint: Path | None) -> Path | None:
 
 def write_run_state(checkpoint: Path, state: dict[str, Any]) -> None:
     """Before Trainer's state file is written, so that a complete checkpoint has it."""
+    # Sharded weights are written later, and nobody has made the folder yet.
+    checkpoint.mkdir(parents=True, exist_ok=True)
     (checkpoint / RUN_STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
 

@@ -139,6 +139,9 @@ class StepMaker:
             fresh = [example for example in examples if not example.share.route.on_policy]
             calls = self.rounds.take_calls()
         calls += self.respond(fresh)
+        if self.options.vllm_importance_sampling_correction:
+            for example in examples:
+                example.stale = example.stale or example.share.route.has_score_term
         self.memory.recall(examples, self.seed, step)
         return calls
 
@@ -278,7 +281,7 @@ def leave_the_surest_unasked(batches: Sequence[dict[str, Any]], share: float) ->
     """Of the global batch's pairs for the oracle, only the `share` with the smallest |h| will be asked: those whose winner
     the policy is least sure of (h up to the factor beta, from the log-probs recorded while sampling). Identical responses are
     no question and take nobody's place."""
-    margins: list[tuple[tuple[float, int, int], Example]] = []
+    margins: list[tuple[tuple[float, int, int, int], Example]] = []
     rank = place_among_processes()[0]
     for batch in batches:
         reference = batch["ref_logps"].double().tolist()
@@ -287,7 +290,9 @@ def leave_the_surest_unasked(batches: Sequence[dict[str, Any]], share: float) ->
             first, second = example.responses
             if example.share.route.label == "oracle" and first.text != second.text:
                 ratios = first.log_prob - reference[place], second.log_prob - reference[len(examples) + place]
-                margins.append(((abs(ratios[0] - ratios[1]), rank, len(margins)), example))
+                # Rounded, so that what is equal but for rounding (everything, at the start) is told apart by the row instead.
+                unsure = round(abs(ratios[0] - ratios[1]), 3)
+                margins.append(((unsure, example.index, rank, len(margins)), example))
     everyone = sorted(gather([key for key, _ in margins]))
     kept = set(everyone[: math.ceil(share * len(everyone))])
     for key, example in margins:
