@@ -52,7 +52,9 @@ from sail.results import (
 from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
 from sail.training.cost import expected_cost
+from sail.training.models import load
 from sail.training.progress import StopOnSignal
+from sail.training.whole import settle
 
 # One bar for the run is enough: the bars of loading and writing weights would interrupt it.
 transformers_logging.disable_progress_bar()
@@ -61,15 +63,16 @@ transformers_logging.disable_progress_bar()
 # ---- parts
 
 
-def make_tokenizer(name: str) -> Any:
+def make_tokenizer(name: str, **arguments: Any) -> Any:
     """The tokenizer of a folder or a name, with a pad token."""
-    tokenizer = _load(AutoTokenizer, name, "tokenizer")
+    tokenizer = _load(AutoTokenizer, name, "tokenizer", **arguments)
     prepare_tokenizer(tokenizer)
     return tokenizer
 
 
 def make_model(name: str, **arguments: Any) -> Any:
-    """A causal language model from a folder or a name, in its own dtype unless `dtype` is given; no remote code."""
+    """A causal language model from a folder or a name, in its own dtype unless `dtype` is given; safetensors only, and no
+    remote code unless `trust_remote_code` says so."""
     return _load(AutoModelForCausalLM, name, "model", **arguments)
 
 
@@ -87,14 +90,7 @@ def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:
         raise ConfigError(
             f"There is no folder {name}, so no {what} can be loaded. Check model, or make it first with sail sft."
         )
-    try:
-        return kind.from_pretrained(name, **arguments)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigError(
-            f"The {what} {name!r} could not be loaded: {first_line} Give a folder that save_pretrained wrote, or a hub name "
-            "that this machine can reach."
-        ) from error
+    return load(kind, name, what, **arguments)
 
 
 def make_datasets(
@@ -153,7 +149,9 @@ def make_arguments(config: RunConfig) -> SAILConfig:
 def make_trainer(config: RunConfig, ledger: Ledger | None = None) -> tuple[SAILTrainer, list[str]]:
     """The trainer of the run, with remarks about its data. `ledger`: where its oracle's paid calls are kept, if anywhere."""
     arguments = make_arguments(config)
-    tokenizer, model = make_tokenizer(config.tokenizer or config.model), make_model(config.model)
+    trust = {"trust_remote_code": config.trust_remote_code}
+    tokenizer = make_tokenizer(config.tokenizer or config.model, **trust)
+    model = make_model(config.model, **trust)
     stored = model.dtype
     if config.peft is None and stored in (torch.bfloat16, torch.float16):
         # At usual learning rates most updates are smaller than a half-precision weight's last digit, and would be lost.
@@ -167,7 +165,7 @@ def make_trainer(config: RunConfig, ledger: Ledger | None = None) -> tuple[SAILT
         processing_class=tokenizer,
         oracle=make_oracle(config, ledger),
         eval_oracle=make_eval_oracle(config, ledger),
-        ref_model=None if config.ref_model is None else make_model(config.ref_model),
+        ref_model=None if config.ref_model is None else make_model(config.ref_model, **trust),
         peft_config=make_peft(config),
         callbacks=[StopOnSignal(), *([TellStep(ledger)] if ledger is not None else [])],
     )
@@ -212,7 +210,8 @@ def run_sft(config: RunConfig) -> Path:
             "sail sft has no data: set sft.train (prompt and completion) or data.train (its chosen answers)."
         )
     start = config.sft.model or config.model
-    tokenizer = make_tokenizer(config.tokenizer or start)
+    trust = {"trust_remote_code": config.trust_remote_code}
+    tokenizer = make_tokenizer(config.tokenizer or start, **trust)
     rows = load_sft_rows(source, bad_rows=config.data.bad_rows)
     held_out = load_sft_rows(config.sft.eval, bad_rows=config.data.bad_rows).rows if config.sft.eval else None
     print(
@@ -220,7 +219,7 @@ def run_sft(config: RunConfig) -> Path:
         + (f", {len(rows.skipped)} skipped" if rows.skipped else "")
     )
     folder = fine_tune(
-        make_model(start),
+        make_model(start, **trust),
         tokenizer,
         rows.rows,
         held_out,
@@ -312,6 +311,7 @@ def run_training(
         )
         raise KeyboardInterrupt
     totals = trainer.tracker.totals()
+    settle(trainer)
     if trainer.is_world_process_zero():
         save_model(trainer, folder)
         results = final_results(trainer, totals)

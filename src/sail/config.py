@@ -150,6 +150,10 @@ class RunConfig(Section):
     tokenizer: str | None = Field(
         default=None, min_length=1, description="Folder or name; null = the model's own."
     )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run the code that comes with the model's folder; without it such a model is refused.",
+    )
     peft: PeftConfig | None = Field(default=None, description="LoRA; absent = full fine-tuning.")
     data: DataConfig = Field(default=DataConfig(), description="What the run learns from.")
     oracle: OracleConfig | None = Field(default=None, description="Who prefers what; route dpr needs it.")

@@ -245,7 +245,8 @@ def _kl_limit_has_estimate(options: AlignmentFields, mixture: Mixture, have: Res
 def kl_is_logged(options: AlignmentFields, mixture: Mixture) -> bool:
     """Whether training rows give an estimate of KL(policy || reference): both responses are the policy's own, not chosen among
     more, and the reference is not replaced by the policy that sampled them."""
-    return bool(mixture.sampled) and options.pairing == "two" and options.ref_update == "never"
+    fresh = options.pairing == "two" and not options.vllm_importance_sampling_correction
+    return bool(mixture.sampled) and fresh and options.ref_update == "never"
 
 
 def _samples_make_a_pair(options: AlignmentFields, mixture: Mixture, have: Resources) -> str | None:

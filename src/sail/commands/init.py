@@ -66,7 +66,12 @@ def init_yaml(
     lines = [
         _HEAD.format(about=f"preset {preset}, {chosen.about}", file=file).rstrip(),
         "",
-        *_section(RunConfig, {"model": model}, shown=("model",), only=("model", "ref_model", "tokenizer")),
+        *_section(
+            RunConfig,
+            {"model": model},
+            shown=("model",),
+            only=("model", "ref_model", "tokenizer", "trust_remote_code"),
+        ),
         "",
         *_block("data", data),
         "",

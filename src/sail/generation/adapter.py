@@ -19,7 +19,8 @@ def rank_of(model: Any) -> int:
     config = model.peft_config["default"]
     if getattr(config, "use_dora", False) or config.modules_to_save:
         raise ConfigError(
-            "vLLM loads plain LoRA adapters only: peft.use_dora and peft.modules_to_save cannot be used with use_vllm. Remove them."
+            "vLLM loads plain LoRA adapters only: peft.use_dora and peft.modules_to_save cannot be used with use_vllm. Remove "
+            "them."
         )
     return int(config.r)
 

@@ -39,7 +39,8 @@ class ServedEngine(Engine):
     def __init__(self, url: str | None, model: Any, folder: Path) -> None:
         if not url:
             raise ConfigError(
-                "vllm_mode: server needs vllm_server_base_url, such as http://127.0.0.1:8000. Set it, or use vllm_mode: colocate."
+                "vllm_mode: server needs vllm_server_base_url, such as http://127.0.0.1:8000. Set it, or use vllm_mode: "
+                "colocate."
             )
         if not has_adapter(model):
             raise ConfigError(

@@ -124,6 +124,16 @@ def finite(record: RunRecord) -> Outcome:
     return fine("all are", 0.0) if record.metrics else unmeasured("nothing was logged")
 
 
+def skipped(record: RunRecord) -> Outcome:
+    """Whether updates were left out because their gradient was not finite."""
+    count, steps = record.last("step/skipped"), record.metrics[-1].get("step") if record.metrics else None
+    if count is None:
+        return unmeasured("not logged")
+    return judged(
+        count > 0, f"{count:,.0f} of {steps:,.0f} updates" if steps else f"{count:,.0f} updates", count
+    )
+
+
 def mixture(record: RunRecord) -> Outcome:
     """Whether rows took the routes that were asked for."""
     wanted, realised, rows = wanted_routes(record), realised_routes(record), rows_seen(record)
@@ -231,6 +241,16 @@ TRAINING = [
         "Lower the learning rate, or train in a wider type; the model may be unusable.",
         ("chart-loss", "curves"),
         finite,
+    ),
+    Check(
+        "skipped",
+        "Was every update made?",
+        "no exception",
+        "Updates were left out, because their gradient was not finite.",
+        "One now and then costs nothing but the step. Several: lower the learning rate, or train in a wider type; a run of "
+        "max_skipped_steps of them ends the training.",
+        ("chart-loss", "curves"),
+        skipped,
     ),
     Check(
         "mixture",

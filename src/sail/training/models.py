@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +26,41 @@ def disable_dropout(model: nn.Module) -> None:
 def load_policy(name: str, *, all_weights: bool) -> Any:
     """A causal language model from a folder or a name. Where all its weights are to be trained, in float32: at usual learning
     rates most updates are smaller than a half-precision weight's last digit, and would be lost."""
-    if all_weights:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    return AutoModelForCausalLM.from_pretrained(name)
+    kind = {"dtype": torch.float32} if all_weights else {}
+    return load(AutoModelForCausalLM, name, "model", **kind)
+
+
+def load(kind: Any, name: str, what: str, *, trust_remote_code: bool = False, **arguments: Any) -> Any:
+    """`kind.from_pretrained`: weights from safetensors only, and no code from the folder unless it is trusted. ConfigError with
+    the way out."""
+    if what == "model":
+        arguments = {"use_safetensors": True, **arguments}
+    try:
+        return kind.from_pretrained(name, trust_remote_code=trust_remote_code, **arguments)
+    except (OSError, ValueError) as error:
+        raise ConfigError(why_not_loaded(name, what, error)) from error
+
+
+def why_not_loaded(name: str, what: str, error: Exception) -> str:
+    """What stands in the way of a model or tokenizer, and the way out."""
+    said = str(error).strip()
+    if "trust_remote_code" in said:
+        return (
+            f"The {what} {name!r} comes with code of its own, which is not run unasked. Read it; then set trust_remote_code: true "
+            "at the top level of the run file."
+        )
+    pickled = [*Path(name).glob("*.bin")] if Path(name).is_dir() else []
+    if what == "model" and (pickled or "model.safetensors" in said):
+        return (
+            f"The weights of {name!r} are not safetensors. Pickled ones can run code when they are loaded, so they are refused. If "
+            "you trust them, convert them once, in Python: AutoModelForCausalLM.from_pretrained(folder, use_safetensors=False)"
+            ".save_pretrained(new_folder), and use the new folder."
+        )
+    first_line = said.splitlines()[0] if said else type(error).__name__
+    return (
+        f"The {what} {name!r} could not be loaded: {first_line} Give a folder that save_pretrained wrote, or a hub name "
+        "that this machine can reach."
+    )
 
 
 def with_reference(model: Any, ref_model: Any, peft_config: Any, *, no_dropout: bool) -> tuple[Any, Any]:
