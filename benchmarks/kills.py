@@ -1,9 +1,9 @@
-"""Kill runs of every sail preset with SIGKILL, resume them until they finish, compare with the uninterrupted run.
+"""Kill runs of many compositions with SIGKILL, resume them until they finish, compare with the uninterrupted run.
 
-    python benchmarks/kills.py [--runs 10]          prints a table, writes benchmarks/results/kills.json
+    python benchmarks/kills.py [--runs 5]          5 runs of each; prints a table, writes benchmarks/results/kills.json
 
 Each run is killed three times: right after a checkpoint has begun to be written, at a random moment, and while saving again.
-Identical means equal sha256 of the final weights, of the optimizer's moments and of the recorded pairs.
+Identical means equal sha256 of the final weights, of the optimizer's moments, of the recorded pairs and of the logged numbers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "invariant")]
 
-from resume_run import STEPS, Server, fingerprints, kill_and_resume, server  # noqa: E402
+from resume_run import STEPS, VARIANTS, Server, fingerprints, kill_and_resume, server  # noqa: E402
 
-PRESETS = ("sail-ddp", "sail-dpp", "sail-dpr", "sail-mix")
+PRESETS = ("sail-ddp", "sail-dpp", "sail-dpr", *VARIANTS)
 KILLS_PER_RUN = 3
 
 
 def measure(one: Server, preset: str, runs: int) -> dict[str, object]:
-    """The row of one preset."""
+    """The row of one composition."""
     chance = random.Random(preset)
     with tempfile.TemporaryDirectory() as place:
         whole = Path(place) / "whole"
@@ -40,7 +40,7 @@ def measure(one: Server, preset: str, runs: int) -> dict[str, object]:
             for run in range(runs)
         ]
     return {
-        "preset": preset,
+        "composition": preset,
         "n": sum(run.kills > 0 for run in told),
         "identical": sum(run.sums == expected for run in told if run.kills > 0),
         "kills": sum(run.kills for run in told),
@@ -53,17 +53,17 @@ def measure(one: Server, preset: str, runs: int) -> dict[str, object]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=int, default=10, help="runs per preset")
+    parser.add_argument("--runs", type=int, default=5, help="runs per composition")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kills.json")
     options = parser.parse_args()
     start = time.time()
-    heads = ("preset", "n", "identical", "kills", "killed_while_saving")
-    print("{:10} {:>4} {:>10} {:>6} {:>20}".format(*heads))
+    heads = ("composition", "n", "identical", "kills", "killed_while_saving")
+    print("{:13} {:>4} {:>10} {:>6} {:>20}".format(*heads))
     rows = []
     with server() as one:
         for preset in PRESETS:
             rows.append(measure(one, preset, options.runs))
-            print("{:10} {:>4} {:>10} {:>6} {:>20}".format(*(rows[-1][head] for head in heads)), flush=True)
+            print("{:13} {:>4} {:>10} {:>6} {:>20}".format(*(rows[-1][head] for head in heads)), flush=True)
     import torch
     import transformers
 

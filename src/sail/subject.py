@@ -40,7 +40,7 @@ class Subject:
         return own if self.base is None else f"{own} on {model_fingerprint(self.base)}"
 
     def load(self, **arguments: Any) -> Any:
-        """The model, on the GPU if there is one; an adapter is put on its base. Code of its own is trusted as the run was told."""
+        """The model, on the GPU if there is one; an adapter is put on its base. Its own code is trusted as the run was told."""
         arguments["trust_remote_code"] = self.config is not None and self.config.trust_remote_code
         if self.base is None:
             return to_device(make_model(self.model, **arguments))

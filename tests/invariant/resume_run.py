@@ -21,11 +21,28 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 STEPS = 12
 SAVE_STEPS = 2
-ROUNDS = {"iterative-dpo": {"round_steps": 5}, "spin": {"round_steps": 5}}
-"""Options of the presets that go by rounds: 5 steps, so that checkpoints fall within one, and rounds span epochs."""
+ROUND = {"round_steps": 5}
+"""5 steps, so that checkpoints fall within a round, and rounds span epochs."""
+VARIANTS: dict[str, dict[str, Any]] = {
+    "iterative-dpo": {"preset": "iterative-dpo", **ROUND},
+    "spin": {"preset": "spin", **ROUND},
+    "replay": {"routes": {"data": 0.2, "dpr": 0.4, "replay": 0.4}},
+    "stale dpr": {"preset": "sail-dpr", "refresh": "round", "ratio_clip": 1.5, **ROUND},
+    "accumulation": {
+        "preset": "sail-mix",
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "kl_policy_ref": 0.05,
+        "policy_label": "sampled",
+    },
+    "lora": {"preset": "sail-mix", "lora": True},
+    "lora spin": {"preset": "spin", "lora": True, **ROUND},
+}
+"""Options of what is run under a name that is no preset, or not with a preset's options alone."""
 STATE_FILE = "trainer_state.json"
 ALIGNED = "model"
 SCRIPT = Path(__file__)
@@ -56,20 +73,28 @@ def align(folder: Path, preset: str, seconds_per_step: float) -> None:
             time.sleep(seconds_per_step)
 
     stop = StopOnSignal()
+    given = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        **VARIANTS.get(preset, {"preset": preset}),
+    }
+    adapter = None
+    if given.pop("lora", False):
+        from peft import LoraConfig
+
+        adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
     trainer = make_trainer(
         folder,
         rows=make_pairs(18),
-        preset=preset,
         max_steps=STEPS,
-        per_device_train_batch_size=2,
         max_new_tokens=6,
         lr_scheduler_type="linear",
         logging_steps=3,
         save_strategy="steps",
         save_steps=SAVE_STEPS,
         save_total_limit=2,
-        trainer_options={"callbacks": [stop, Slow()]},
-        **ROUNDS.get(preset, {}),
+        trainer_options={"callbacks": [stop, Slow()], "peft_config": adapter},
+        **given,
     )
     trainer.train(resume_from_checkpoint=True)
     if stop.caught:
@@ -243,7 +268,7 @@ def fingerprints(folder: Path) -> dict[str, str]:
         for line in lines
     ]
     parts = {
-        "weights": (folder / ALIGNED / "model.safetensors").read_bytes(),
+        "weights": next((folder / ALIGNED).glob("*model.safetensors")).read_bytes(),
         "optimizer": moments,
         "pairs": gzip.decompress(pairs.read_bytes()) if pairs.exists() else b"",
         "metrics": json.dumps(logged).encode(),

@@ -44,8 +44,8 @@ class ServedEngine(Engine):
             )
         if not has_adapter(model):
             raise ConfigError(
-                "vllm_mode: server pushes LoRA adapters only, because vLLM's documented HTTP interface takes no full weights. Add "
-                "peft, or use vllm_mode: colocate."
+                "vllm_mode: server pushes LoRA adapters only, because vLLM's documented HTTP interface takes no full weights. "
+                "Add peft, or use vllm_mode: colocate."
             )
         rank_of(model)
         self.url = url.rstrip("/")

@@ -26,8 +26,9 @@ def disable_dropout(model: nn.Module) -> None:
 def load_policy(name: str, *, all_weights: bool) -> Any:
     """A causal language model from a folder or a name. Where all its weights are to be trained, in float32: at usual learning
     rates most updates are smaller than a half-precision weight's last digit, and would be lost."""
-    kind = {"dtype": torch.float32} if all_weights else {}
-    return load(AutoModelForCausalLM, name, "model", **kind)
+    if all_weights:
+        return load(AutoModelForCausalLM, name, "model", dtype=torch.float32)
+    return load(AutoModelForCausalLM, name, "model")
 
 
 def load(kind: Any, name: str, what: str, *, trust_remote_code: bool = False, **arguments: Any) -> Any:
@@ -46,14 +47,14 @@ def why_not_loaded(name: str, what: str, error: Exception) -> str:
     said = str(error).strip()
     if "trust_remote_code" in said:
         return (
-            f"The {what} {name!r} comes with code of its own, which is not run unasked. Read it; then set trust_remote_code: true "
-            "at the top level of the run file."
+            f"The {what} {name!r} comes with code of its own, which is not run unasked. Read it; then set "
+            "trust_remote_code: true at the top level of the run file."
         )
     pickled = [*Path(name).glob("*.bin")] if Path(name).is_dir() else []
     if what == "model" and (pickled or "model.safetensors" in said):
         return (
-            f"The weights of {name!r} are not safetensors. Pickled ones can run code when they are loaded, so they are refused. If "
-            "you trust them, convert them once, in Python: AutoModelForCausalLM.from_pretrained(folder, use_safetensors=False)"
+            f"The weights of {name!r} are not safetensors. Pickled ones can run code when they are loaded, so they are refused. "
+            "If you trust them, convert them once, in Python: AutoModelForCausalLM.from_pretrained(folder, use_safetensors=False)"
             ".save_pretrained(new_folder), and use the new folder."
         )
     first_line = said.splitlines()[0] if said else type(error).__name__
