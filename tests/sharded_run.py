@@ -110,8 +110,41 @@ def run_here(folder: Path, steps: int) -> None:
         torch.distributed.barrier()
 
 
+def count_calls() -> list[list[int]]:
+    """Calls of a generator that needs all processes (`together`), where they have 5 and 0 rows: sampled at once, and in parts of
+    2 rows. Each process's [in parts, at once]; a process that calls less often would leave the other one waiting for ever."""
+    from sail.generation import Generator, Sampled
+    from sail.mixture import ROUTES, Share
+    from sail.online import Example, respond
+    from sail.training.rounds import InParts
+    from sail.training.step import gather
+
+    class Together(Generator):
+        together = True
+        calls = 0
+
+        def sample(self, prompts: Any, keys: Any) -> list[Sampled]:
+            self.calls += 1
+            torch.distributed.barrier()
+            return [Sampled((1,), "", 0.0, False, 0.0) for _ in prompts]
+
+    generator, share = Together(), Share(ROUTES["dpr"], 1.0)
+    rows = range(5 if int(os.environ["RANK"]) == 0 else 0)
+    counts = []
+    for wrapped in (InParts(generator, 2, None), generator):
+        examples = [Example({"index": row, "prompt_ids": [3]}, share, 0.0) for row in rows]
+        generator.calls = 0
+        respond(examples, wrapped, 0)
+        assert all(len(one.samples) == 2 for one in examples)
+        counts.append(generator.calls)
+    return gather([counts])
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     run_here(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 4)
+    calls = count_calls()
+    if int(os.environ["RANK"]) == 0:
+        (Path(sys.argv[1]) / "calls.json").write_text(json.dumps(calls))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

@@ -155,7 +155,17 @@ SPLITS: dict[str, dict[str, Any]] = {
     "penalties": {"preset": "sail-mix", "kl_policy_ref": 0.05, "nll": 0.01},
     "selection": {"routes": {"dpr": 0.5, "replay": 0.5}, "ask_share": 0.6},
     "rounds": ROUNDS,
+    "sail-ddp": {"preset": "sail-ddp", "nll": 0.01},
+    "sail-dpp": {"preset": "sail-dpp"},
+    "best_worst": {"preset": "iterative-dpo", "round_steps": 3},
 }
+LONG = 2
+"""So many of them run all steps, the others SHORT; benchmarks/schedule.py runs all steps of more compositions."""
+SHORT = 7
+
+
+def steps_of(place: int) -> int:
+    return STEPS if place < LONG else SHORT
 
 
 @pytest.mark.slow
@@ -172,13 +182,14 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name, options in SPLITS.items():
-        weights, pairs, log = run(tmp_path / "one" / name, (4, 2), rows=48, **options)
+    for place, (name, options) in enumerate(SPLITS.items()):
+        steps = steps_of(place)
+        weights, pairs, log = run(tmp_path / "one" / name, (4, 2), rows=48, steps=steps, **options)
         there = torch.load(tmp_path / name / "result.pt", weights_only=True)
         assert there["processes"] == 2
         assert largest_difference(weights, there["weights"]) <= 1e-10
         assert_same_pairs(pairs, pairs_of(tmp_path / name))
-        for line, other in zip(log[:STEPS], there["log"], strict=True):
+        for line, other in zip(log[:steps], there["log"], strict=True):
             for key in (
                 "loss",
                 "pair/margin",
@@ -194,11 +205,12 @@ def run_here(folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
     for place, (name, options) in enumerate(SPLITS.items()):
-        weights, _, log = run(folder / name, ((4, 1), (2, 2))[place % 2], rows=48, **options)
+        steps = steps_of(place)
+        weights, _, log = run(folder / name, ((4, 1), (2, 2))[place % 2], rows=48, steps=steps, **options)
         if int(os.environ["RANK"]) == 0:
             processes = torch.distributed.get_world_size()
             torch.save(
-                {"weights": weights, "log": log[:STEPS], "processes": processes}, folder / name / "result.pt"
+                {"weights": weights, "log": log[:steps], "processes": processes}, folder / name / "result.pt"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,8 @@ def test_two_sharded_processes_equal_one(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    # 5 rows of 2 samples in parts of 2, and at once: the process without a row calls as often.
+    assert json.loads((tmp_path / "calls.json").read_text()) == [[5, 1], [5, 1]]
     for name in RUNS:
         there = torch.load(tmp_path / name / "result.pt", weights_only=True)
         assert there["parts"] >= 3  # two layers and what is around them

@@ -93,7 +93,8 @@ def check_engine(accelerator: Any) -> None:
 def full_state(trainer: Any) -> dict[str, Any]:
     """All weights by name on the CPU; of a sharded model every process must call it, and the first one gets them."""
     if not sharded_parts(trainer.model):
-        return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped))
+        # DeepSpeed gives the others nothing.
+        return dict(trainer.accelerator.get_state_dict(trainer.model_wrapped) or {})
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     return dict(
