@@ -121,10 +121,12 @@ def zero3(trainer: Any) -> bool:
 
 def ordinary(model: Any, weights: dict[str, Any]) -> nn.Module:
     """An unsharded model of the same kind with these weights, its adapter included."""
-    from transformers import AutoModelForCausalLM
+    from torch.distributed.fsdp import FSDPModule
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    made = AutoModelForCausalLM.from_config(inner.config)
+    # FSDP2 makes a class of its own from the model's. Not by from_config: with ZeRO-3 that shards, waiting for all processes.
+    kind = next(one for one in type(inner).__mro__ if not issubclass(one, FSDPModule))
+    made: Any = kind(inner.config)
     made.generation_config = inner.generation_config
     if hasattr(model, "peft_config"):
         from peft import get_peft_model
