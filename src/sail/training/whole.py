@@ -125,7 +125,7 @@ def ordinary(model: Any, weights: dict[str, Any]) -> nn.Module:
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     # FSDP2 makes a class of its own from the model's. Not by from_config: with ZeRO-3 that shards, waiting for all processes.
-    kind = next(one for one in type(inner).__mro__ if not issubclass(one, FSDPModule))
+    kind: Any = next(one for one in type(inner).__mro__ if not issubclass(one, FSDPModule))
     made: Any = kind(inner.config)
     made.generation_config = inner.generation_config
     if hasattr(model, "peft_config"):
