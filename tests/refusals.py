@@ -322,6 +322,13 @@ REFUSALS: list[tuple[str, dict[str, Any], Resources, str, str]] = [
         "Set ask_share: 1, or refresh: step and pairing: two.",
     ),
     (
+        "vllm_fits",
+        {"routes": {"data": 1}, "use_vllm": True},
+        HAVE,
+        "use_vllm has nothing to do: no route samples responses.",
+        "Remove it.",
+    ),
+    (
         "_replay_has_pairs",
         {"routes": {"data": 0.5, "replay": 0.5}},
         HAVE,

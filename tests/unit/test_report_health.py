@@ -18,7 +18,7 @@ from sail.report.pairs_file import PairFacts, Verdict
 
 def test_a_run_of_which_nothing_is_known_has_no_fine_check():
     (outcomes,) = ([c["runs"][0] for c in examine([RunRecord("r")])],)
-    assert len(outcomes) == len(CHECKS) == 24
+    assert len(outcomes) == len(CHECKS) == 25
     assert {o["state"] for o in outcomes} == {"not measured"}
     (wrong,) = (t for t in build_report([RunRecord("r")], title="t")["answers"] if t["id"] == "wrong")
     assert (wrong["answer"], wrong["tone"]) == ("Not measured", "plain")
