@@ -204,11 +204,13 @@ def _train(options: argparse.Namespace) -> None:
     from sail.config import load_config
 
     config = load_config(options.config, options.overrides)
-    from sail.build import dry_run, run_training
-
     if options.dry_run:
+        from sail.dry_run import dry_run
+
         print(dry_run(config))
         return
+    from sail.build import run_training
+
     folder = run_training(
         config,
         resume=options.resume,

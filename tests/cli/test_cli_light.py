@@ -55,6 +55,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeBuild:
     """In a folder with a run.yaml of `sail init`, with sail.build replaced."""
     fake = FakeBuild()
     monkeypatch.setitem(sys.modules, "sail.build", fake)
+    monkeypatch.setitem(sys.modules, "sail.dry_run", fake)
     monkeypatch.delenv("SAIL_DEBUG", raising=False)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["init"]) == 0
