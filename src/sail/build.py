@@ -37,6 +37,7 @@ from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles.ledger import Ledger
+from sail.quantization import loading_arguments
 from sail.results import (
     RESULTS,
     audit_run,
@@ -154,7 +155,8 @@ def make_arguments(config: RunConfig) -> SAILConfig:
 def make_trainer(config: RunConfig, ledger: Ledger | None = None) -> tuple[SAILTrainer, list[str]]:
     """The trainer of the run, with remarks about its data. `ledger`: where its oracle's paid calls are kept, if anywhere."""
     arguments = make_arguments(config)
-    tokenizer, model = make_tokenizer(config.tokenizer or config.model), make_model(config.model)
+    tokenizer = make_tokenizer(config.tokenizer or config.model)
+    model = make_model(config.model, **loading_arguments(config.quantization))
     stored = model.dtype
     if config.peft is None and stored in (torch.bfloat16, torch.float16):
         # At usual learning rates most updates are smaller than a half-precision weight's last digit, and would be lost.
@@ -221,7 +223,7 @@ def run_sft(config: RunConfig) -> Path:
         + (f", {len(rows.skipped)} skipped" if rows.skipped else "")
     )
     folder = fine_tune(
-        make_model(start),
+        make_model(start, **loading_arguments(config.quantization)),
         tokenizer,
         rows.rows,
         held_out,

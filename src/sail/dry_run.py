@@ -163,7 +163,8 @@ def _needs(config: RunConfig, arguments: SAILConfig, mixture: Mixture) -> list[s
     whole = torch.float32 if peft_config is None else None  # half-precision weights are trained in float32
     model = with_adapter(load_shape(config.model, whole), peft_config)
     reference = None if config.ref_model is None else load_shape(config.ref_model)
-    work, bits = work_of(arguments, mixture, compute), _bits(config)
+    work = work_of(arguments, mixture, compute)
+    bits = None if config.quantization is None else config.quantization.bits
     every, trained = parameters(model)
     split, devices = split_of(arguments), arguments.world_size
     optimiser = str(getattr(arguments.optim, "value", arguments.optim))
@@ -226,10 +227,6 @@ def memory_lines(memory: Memory, work: Work, optimiser: str, adapter: bool, bits
 
 def _gib(size: int) -> str:
     return f"{size / GIB:,.2f} GiB" if size >= GIB / 100 else f"{size / 2**20:,.2f} MiB"
-
-
-def _bits(config: RunConfig) -> int | None:
-    return None
 
 
 def _about_weights(config: RunConfig) -> list[str]:

@@ -33,7 +33,7 @@ from sail.estimate import (
 )
 from sail.generation import response_scores
 
-FACTOR = 1.5
+FACTOR = 1.25
 """docs/real_runs.md states it: estimated peaks are within this factor of measured ones, on models of one to ten million."""
 
 
@@ -312,7 +312,7 @@ def test_what_is_split_over_devices(split: str, shares: tuple[int, int, int]) ->
     assert (four.activations, four.logits) == (one.activations, one.logits)
 
 
-@pytest.mark.parametrize("rows", [4, 7, 8, 33, 64])
+@pytest.mark.parametrize("rows", [7, 33])
 @pytest.mark.parametrize("batch", [{}, {"gradient_accumulation_steps": 3}, {"dataloader_drop_last": True}])
 @pytest.mark.parametrize("length", [{"max_steps": 5}, {"max_steps": -1, "num_train_epochs": 2.5}])
 def test_steps_are_those_of_trainer(
