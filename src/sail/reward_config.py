@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator
@@ -52,5 +53,5 @@ def with_reward_model(raw: dict[str, Any]) -> dict[str, Any]:
         return raw
     if oracle.get("kind") != "reward_model" or oracle.get("model") is not None:
         return raw
-    made = reward.get("output_dir") or RewardSection.model_fields["output_dir"].default
+    made = os.path.abspath(reward.get("output_dir") or RewardSection.model_fields["output_dir"].default)
     return {**raw, "oracle": {**oracle, "model": made}}

@@ -84,7 +84,8 @@ def _refuse_changes(folder: Path, config: RunConfig) -> None:
 def _begun_with(text: str) -> dict[str, Any]:
     """The settings that must stay, by dotted key."""
     values = yaml.safe_load(text)
-    return _flat({**values, "oracle": lasting(values.get("oracle"))})
+    # What is done with a finished run concerns no step of it.
+    return _flat({**values, "oracle": lasting(values.get("oracle")), "eval": None, "merge": None})
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
