@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from sail.build import make_arguments, make_datasets, make_peft, make_tokenizer,
 from sail.build_oracle import ask_once, ledger_path, make_eval_oracle, make_ledger, make_oracle
 from sail.config import RunConfig, resolved_yaml
 from sail.data.encode import EncodedDataset, eos_ids
-from sail.estimate import Memory, Work, estimate, load_shape, parameters, with_adapter
+from sail.errors import OracleError
+from sail.estimate import Memory, Work, bytes_of, estimate, load_shape, over, parameters, with_adapter
 from sail.evaluation.files import read_json
 from sail.mixture import Mixture
+from sail.oracle_config import RewardModelOracle, members_of
+from sail.oracles import ScoringOracle
 from sail.subject import generation_config
 from sail.training.arguments import SAILConfig
 from sail.training.checks import checked_mixture
 from sail.training.cost import expected_cost
+from sail.types import Pair, Preference, Prompt
 
 GIB = 2**30
 MANY = 8
@@ -50,10 +55,11 @@ def dry_run(config: RunConfig) -> str:
     train, _, remarks = make_datasets(config, tokenizer, eos_ids(tokenizer, generation_config(config.model)))
     # Answers that the trial has to pay for are kept where the user has named a ledger; a run folder is not made for them.
     ledger = make_ledger(config) if ledger_path(config) else None
-    oracle = make_oracle(config, ledger)
+    unmade = _unmade_oracle(config)
+    oracle = _Unmade() if unmade else make_oracle(config, ledger)
     make_eval_oracle(config, ledger)
     mixture, _ = checked_mixture(arguments, train, config.ref_model, oracle)
-    asked_once = ask_once(oracle, train, config)
+    asked_once = [unmade] if unmade else ask_once(oracle, train, config)
     lines = [
         resolved_yaml(config).rstrip(),
         "",
@@ -65,6 +71,44 @@ def dry_run(config: RunConfig) -> str:
         "Nothing was trained or written.",
     ]
     return "\n".join(lines)
+
+
+class _Unmade(ScoringOracle):
+    """Stands for the reward model that an earlier stage will make: it scores, and cannot be asked yet."""
+
+    name = "reward_model"
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        raise OracleError("The reward model is not made yet. Run sail train-reward first.")
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
+        raise OracleError("The reward model is not made yet. Run sail train-reward first.")
+
+
+def _unmade_oracle(config: RunConfig) -> str:
+    """Says so if the oracle is what the section reward makes, and that is not there yet; else empty."""
+    oracle = config.oracle
+    if config.reward is None or not isinstance(oracle, RewardModelOracle):
+        return ""
+    made = os.path.abspath(config.reward.output_dir)
+    if os.path.abspath(oracle.model) != made or (Path(made) / "config.json").exists():
+        return ""
+    return f"oracle reward_model: {made} is not made yet (sail train-reward), so it was not asked."
+
+
+def oracle_bytes(config: RunConfig) -> int:
+    """Weights of the reward models that label beside the policy; one that is not made yet counts as the model it starts from,
+    in float32, as it will be stored."""
+    found = 0
+    for one in [] if config.oracle is None else members_of(config.oracle):
+        if not isinstance(one, RewardModelOracle) or one.offload:
+            continue
+        unmade = bool(_unmade_oracle(config)) and config.reward is not None
+        name = (config.reward.model or config.model) if unmade and config.reward else one.model
+        stored = torch.float32 if unmade else None
+        shape = load_shape(name, stored if one.dtype == "auto" else getattr(torch, one.dtype))
+        found += bytes_of(shape.parameters())
+    return found
 
 
 # ---- how much work
@@ -166,29 +210,26 @@ def _needs(config: RunConfig, arguments: SAILConfig, mixture: Mixture) -> list[s
     work = work_of(arguments, mixture, compute)
     bits = None if config.quantization is None else config.quantization.bits
     every, trained = parameters(model)
-    split, devices = split_of(arguments), arguments.world_size
+    split, devices, labels = split_of(arguments), arguments.world_size, oracle_bytes(config)
     optimiser = str(getattr(arguments.optim, "value", arguments.optim))
 
-    def at(split: str, devices: int) -> Memory:
-        return estimate(
-            model,
-            work,
-            optimiser=optimiser,
-            peft_config=peft_config,
-            reference=reference,
-            bits=bits,
-            split=split,
-            devices=devices,
-        )
-
-    here = at(split, devices)
-    over = {name: at(name, MANY).total for name in ("none", "zero2", "zero3")}
+    whole_run = estimate(
+        model,
+        work,
+        optimiser=optimiser,
+        peft_config=peft_config,
+        reference=reference,
+        bits=bits,
+        oracle=labels,
+    )
+    here = over(whole_run, split, devices)
+    many = {name: over(whole_run, name, MANY).total for name in ("none", "zero2", "zero3")}
     return [
         f"trainable parameters: {trained:,} of {every:,}",
         f"memory per device, an estimate, computing in {words}:",
         *memory_lines(here, work, optimiser, peft_config is not None, bits),
-        f"  over {MANY} devices: {_gib(over['none'])} each with data parallel, {_gib(over['zero2'])} with ZeRO-2, "
-        f"{_gib(over['zero3'])} with ZeRO-3 or FSDP",
+        f"  over {MANY} devices: {_gib(many['none'])} each with data parallel, {_gib(many['zero2'])} with ZeRO-2, "
+        f"{_gib(many['zero3'])} with ZeRO-3 or FSDP",
     ]
 
 
@@ -204,6 +245,7 @@ def memory_lines(memory: Memory, work: Work, optimiser: str, adapter: bool, bits
     parts = [
         ("weights", memory.weights, f"{bits} bits, the adapter aside" if bits else ""),
         ("reference", memory.reference, reference),
+        ("the oracle's model", memory.oracle, ""),
         ("optimiser state", memory.optimiser, optimiser),
         ("gradients", memory.gradients, ""),
         ("buckets of data parallel", memory.buckets, ""),

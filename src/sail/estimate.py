@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,11 +59,12 @@ class Memory:
     logits: int
     cache: int
     sampling: int
+    oracle: int = 0
 
     @property
     def kept(self) -> int:
         """What is there all the time after the first step."""
-        return self.weights + self.reference + self.optimiser
+        return self.weights + self.reference + self.optimiser + self.oracle
 
     @property
     def while_training(self) -> int:
@@ -140,12 +141,11 @@ def weight_bytes(model: nn.Module, bits: int | None = None) -> int:
         return found
     head = unwrapped(model).get_output_embeddings()
     own = None if head is None else getattr(head, "base_layer", head).weight
-    for module in model.modules():
-        base = getattr(module, "base_layer", module)
+    # An adapter's layer and the layer in it are the same weight: by its number each counts once.
+    linear = {id(base): base for base in (getattr(one, "base_layer", one) for one in model.modules())}
+    for base in linear.values():
         if not isinstance(base, nn.Linear) or base.weight is own or base.weight.requires_grad:
             continue
-        if module is base and any(getattr(other, "base_layer", None) is base for other in model.modules()):
-            continue  # counted with its adapter
         values = base.weight.numel()
         packed = -(-values // 2) + 4 * -(-values // BLOCK_64) if bits == 4 else values + 4 * base.out_features
         found -= values * base.weight.element_size() - packed
@@ -304,14 +304,12 @@ def estimate(
     peft_config: Any = None,
     reference: Any = None,
     bits: int | None = None,
-    split: str = "none",
-    devices: int = 1,
+    oracle: int = 0,
 ) -> Memory:
-    """Bytes per device of the run.
+    """Bytes of the run on a single device.
 
     `model` has no weights and carries its adapter; `reference` is a given reference model, None for the frozen copy that full
-    fine-tuning makes (with an adapter there is none). `split` over `devices`: none (one device, or data parallel, whose
-    buckets are a copy of the gradients), zero1 (optimiser), zero2 (and gradients), zero3 or fsdp (and weights and reference).
+    fine-tuning makes (with an adapter there is none); `oracle` are the bytes of a model that labels.
     """
     trained = [one for one in model.parameters() if one.requires_grad]
     weights = weight_bytes(model, bits)
@@ -320,20 +318,33 @@ def estimate(
         kept = bytes_of(reference.parameters())
     elif peft_config is None:
         kept = weights
-    shards = {"none": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3}[split]
-
-    def share(size: int, level: int) -> int:
-        return -(-size // devices) if shards >= level else size
-
-    gradients = bytes_of(trained)
     return Memory(
-        weights=share(weights, 3),
-        reference=share(kept, 3),
-        gradients=share(gradients, 2),
-        optimiser=share(optimiser_bytes(optimiser, trained), 1),
-        buckets=gradients if devices > 1 and shards == 0 else 0,
+        weights=weights,
+        reference=kept,
+        gradients=bytes_of(trained),
+        optimiser=optimiser_bytes(optimiser, trained),
+        buckets=0,
         activations=activation_bytes(model, work, peft_config),
         logits=logit_bytes(model, work),
         cache=cache_bytes(model, work),
         sampling=sampling_bytes(model, work) if work.sampled else 0,
+        oracle=oracle,
+    )
+
+
+def over(memory: Memory, split: str, devices: int) -> Memory:
+    """The same on each of several devices that do the same work. `split`: none (data parallel, whose buckets are a copy of the
+    gradients), zero1 (optimiser state is split), zero2 (gradients too), zero3 or fsdp (weights and reference too)."""
+    level = {"none": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3}[split]
+
+    def share(size: int, least: int) -> int:
+        return -(-size // devices) if level >= least else size
+
+    return replace(
+        memory,
+        weights=share(memory.weights, 3),
+        reference=share(memory.reference, 3),
+        gradients=share(memory.gradients, 2),
+        optimiser=share(memory.optimiser, 1),
+        buckets=memory.gradients if devices > 1 and level == 0 else 0,
     )

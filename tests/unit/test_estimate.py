@@ -26,6 +26,7 @@ from sail.estimate import (
     load_shape,
     logit_bytes,
     optimiser_bytes,
+    over,
     parameters,
     shape_of,
     weight_bytes,
@@ -301,10 +302,8 @@ def test_the_cache_is_that_of_generate() -> None:
     ],
 )
 def test_what_is_split_over_devices(split: str, shares: tuple[int, int, int]) -> None:
-    one, four = (
-        estimate(shape_of(shape()), Work(1, 8), optimiser="rmsprop", split=split, devices=count)
-        for count in (1, 4)
-    )
+    whole = estimate(shape_of(shape()), Work(1, 8), optimiser="rmsprop")
+    one, four = over(whole, split, 1), over(whole, split, 4)
     for name, share in zip(("weights", "gradients", "optimiser"), shares, strict=True):
         assert getattr(four, name) == -(-getattr(one, name) // share)
     assert four.reference == -(-one.reference // shares[0])

@@ -122,8 +122,11 @@ def _train(config: RunConfig, words: list[str]) -> Stage:
     folder = Path(config.train.output_dir)
     named = {"model": config.model, "ref_model": config.ref_model, "tokenizer": config.tokenizer}
     data = {f"data.{name}": getattr(config.data, name) for name in ("train", "eval", "prompts")}
-    oracle, files = _oracle(config)
-    settings = _settings(config, train=config.train.model_dump(exclude={"output_dir"}), oracle=oracle)
+    oracle, files = _oracle(config.oracle, "oracle")
+    gold, gold_files = _oracle(config.eval_oracle, "eval_oracle")
+    dumped = config.train.model_dump(exclude={"output_dir"})
+    settings = _settings(config, train=dumped, oracle=oracle, eval_oracle=gold)
+    files |= gold_files
     outputs = {
         "model": str((folder / "model").absolute()),
         "results": str((folder / "results.json").absolute()),
@@ -138,7 +141,7 @@ def _eval(config: RunConfig) -> Stage:
     assert section is not None
     folder = Path(section.out) if section.out else run / "eval"
     own = section.oracle.rpartition(":")[0] if section.oracle else None
-    oracle, files = _oracle(config) if own is None else ({}, _inputs({"eval.oracle": own}))
+    oracle, files = _oracle(config.oracle, "oracle") if own is None else ({}, _inputs({"eval.oracle": own}))
     named = {
         "run": str((run / "model").absolute()),
         "eval.data" if section.data else "data.eval": section.data or config.data.eval,
@@ -198,15 +201,15 @@ def _inputs(named: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _oracle(config: RunConfig) -> tuple[Any, dict[str, str]]:
-    """The settings of the oracle on which answers depend, with its paths taken out; and those paths."""
-    if config.oracle is None:
+def _oracle(section: Any, name: str) -> tuple[Any, dict[str, str]]:
+    """The settings of an oracle on which answers depend, with its paths taken out; and those paths."""
+    if section is None:
         return {}, {}
     files: dict[str, str] = {}
 
     def noted(path: str) -> str:
-        files[f"oracle {Path(path).name}"] = path
+        files[f"{name} {Path(path).name}"] = path
         return Path(path).name
 
-    without = moved(config.oracle.model_copy(update={"ledger": None}), noted)
+    without = moved(section.model_copy(update={"ledger": None}), noted)
     return lasting(without.model_dump()), files
