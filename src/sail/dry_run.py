@@ -77,6 +77,7 @@ class _Unmade(ScoringOracle):
     """Stands for the reward model that an earlier stage will make: it scores, and cannot be asked yet."""
 
     name = "reward_model"
+    may_abstain = False
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         raise OracleError("The reward model is not made yet. Run sail train-reward first.")

@@ -133,11 +133,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"sail {sail.__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["merge"])
-def test_verbs_to_come_are_not_there(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert f"invalid choice: '{verb}'" in argparse_refusal([verb], capsys)
-
-
 def test_no_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert "the following arguments are required: VERB" in argparse_refusal([], capsys)
 
