@@ -122,6 +122,15 @@ def test_the_papers_settings(name: str, home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_its_data_are_a_public_set_by_name(name: str) -> None:
+    """As it stands, without anything of this machine."""
+    data = load_config(RECIPES / f"{name}.yaml").data
+    wanted = "pku-saferlhf" if "pku" in name else "ultrafeedback-binarized"
+    assert [source.name for source in (data.train, data.eval)] == [wanted, wanted]
+    assert data.train.split != data.eval.split
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_header_says_what_it_needs_and_that_it_was_not_run(name: str) -> None:
     header = " ".join(line[1:].strip() for line in text_of(name).split("\n\n")[0].splitlines())
     for words in (

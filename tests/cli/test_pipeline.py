@@ -172,6 +172,15 @@ def test_outputs_that_are_gone_or_were_made_otherwise(done: Path) -> None:
     assert why(done).endswith("is gone")
 
 
+def test_a_copy_of_a_public_set_is_read_by_content(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "train.jsonl"
+    file.write_text("one")
+    before = Prints().of(str(tmp_path))
+    file.write_text("two")
+    assert Prints().of(str(tmp_path)) != before
+
+
 def test_files_are_read_once(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model of 16 GB is not hashed again for every call."""
     record = json.loads((done / "out" / "sft" / STAGE).read_text())

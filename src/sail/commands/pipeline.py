@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from sail.commands.stage_file import Stage, Verdict, begin, finish, judge
+from sail.commands.stage_file import LOCK, Stage, Verdict, begin, finish, judge
 from sail.commands.stages import NAMES, stages_of
 from sail.errors import ConfigError, SailError
 
@@ -189,7 +189,7 @@ def _end_with_parent() -> None:
 @contextlib.contextmanager
 def _locked(stage: Stage) -> Iterator[BinaryIO | None]:
     """The lock of the stage's folder, which its process inherits: a stage that outlives a killed pipeline still holds it."""
-    path = stage.lock or stage.folder / "stage.lock"
+    path = stage.lock or stage.folder / LOCK
     try:
         import fcntl
     except ImportError:  # no such locks on Windows

@@ -10,7 +10,7 @@ from typing import Any
 
 from sail.evaluation.files import read_json, write_json
 
-STAGE = "stage.json"
+STAGE, LOCK = "stage.json", "stage.lock"
 _NAMES = (
     "config.json",
     "generation_config.json",
@@ -31,17 +31,18 @@ class Prints:
     used: dict[str, list[Any]] = field(default_factory=dict)
 
     def of(self, path: str) -> str | None:
-        """sha256 (hex) of a file, or over the weights, configurations and tokenizer of a model folder; a hub name stands for
-        itself, and None for a path where there is nothing."""
+        """sha256 (hex) of a file, over the weights, configurations and tokenizer of a model folder, or over all files of another
+        (a copy of a data set); a hub name stands for itself, and None for a path where there is nothing."""
         place = Path(path)
         if place.is_file():
             return self._file(place)
         if not place.is_dir():
             return None if place.is_absolute() else path
+        found = [one for one in sorted(place.rglob("*")) if one.is_file() and one.name not in (STAGE, LOCK)]
+        parts = [one for one in found if one.parent == place and _is_part(one)] or found
         digest = hashlib.sha256()
-        parts = [one for one in sorted(place.iterdir()) if one.is_file() and _is_part(one)]
         for one in parts:
-            digest.update(f"{one.name} {self._file(one)}\n".encode())
+            digest.update(f"{one.relative_to(place)} {self._file(one)}\n".encode())
         return digest.hexdigest() if parts else None
 
     def _file(self, path: Path) -> str:
