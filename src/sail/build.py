@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -16,9 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from sail.build_oracle import (
     TellStep,
-    ask_once,
     begin_ledger,
-    ledger_path,
     make_eval_oracle,
     make_ledger,
     make_oracle,
@@ -40,6 +37,7 @@ from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles.ledger import Ledger
+from sail.quantization import loading_arguments
 from sail.results import (
     RESULTS,
     audit_run,
@@ -51,7 +49,6 @@ from sail.results import (
 )
 from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
-from sail.training.cost import expected_cost
 from sail.training.models import load
 from sail.training.progress import StopOnSignal
 from sail.training.whole import settle
@@ -76,7 +73,8 @@ def make_model(name: str, **arguments: Any) -> Any:
     return _load(AutoModelForCausalLM, name, "model", **arguments)
 
 
-def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:
+def require_model(name: str, what: str = "model") -> None:
+    """ConfigError, with the way out, for a folder that is no model, and for a path where there is none."""
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").exists():
         inside = folder / "model"
@@ -90,6 +88,10 @@ def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:
         raise ConfigError(
             f"There is no folder {name}, so no {what} can be loaded. Check model, or make it first with sail sft."
         )
+
+
+def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:
+    require_model(name, what)
     return load(kind, name, what, **arguments)
 
 
@@ -151,7 +153,7 @@ def make_trainer(config: RunConfig, ledger: Ledger | None = None) -> tuple[SAILT
     arguments = make_arguments(config)
     trust = {"trust_remote_code": config.trust_remote_code}
     tokenizer = make_tokenizer(config.tokenizer or config.model, **trust)
-    model = make_model(config.model, **trust)
+    model = make_model(config.model, **trust, **loading_arguments(config.quantization))
     stored = model.dtype
     if config.peft is None and stored in (torch.bfloat16, torch.float16):
         # At usual learning rates most updates are smaller than a half-precision weight's last digit, and would be lost.
@@ -219,7 +221,7 @@ def run_sft(config: RunConfig) -> Path:
         + (f", {len(rows.skipped)} skipped" if rows.skipped else "")
     )
     folder = fine_tune(
-        make_model(start, **trust),
+        make_model(start, **trust, **loading_arguments(config.quantization)),
         tokenizer,
         rows.rows,
         held_out,
@@ -231,52 +233,6 @@ def run_sft(config: RunConfig) -> Path:
 
 
 # ---- sail train
-
-
-def dry_run(config: RunConfig) -> str:
-    """`sail train --dry-run`: what the run would do, from the real model and data, without training."""
-    # Trainer makes its output_dir when it is built, and a dry run leaves nothing behind.
-    with tempfile.TemporaryDirectory() as elsewhere:
-        train = config.train.model_copy(update={"output_dir": elsewhere})
-        # Answers that the trial has to pay for are kept where the user has named a ledger; a run folder is not made for them.
-        ledger = make_ledger(config) if ledger_path(config) else None
-        trainer, remarks = make_trainer(config.model_copy(update={"train": train}), ledger)
-    arguments = trainer.args
-    steps = _optimiser_steps(trainer)
-    rows = (
-        arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    )
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    every = sum(p.numel() for p in trainer.model.parameters())
-    asked_once = ask_once(trainer.oracle, trainer.train_dataset, config)
-    responses, calls = expected_cost(trainer.mixture, arguments, rows * steps)
-    lines = [
-        resolved_yaml(config).rstrip(),
-        "",
-        *remarks,
-        *asked_once,
-        f"trainable parameters: {trainable:,} of {every:,}",
-        f"optimiser steps: {steps} of {rows} rows",
-        *_rounds_of(trainer, steps),
-        f"responses sampled: about {round(responses):,}",
-        f"oracle calls (pairs): about {round(calls):,}",
-        "Nothing was trained or written.",
-    ]
-    return "\n".join(lines)
-
-
-def _rounds_of(trainer: SAILTrainer, steps: int) -> list[str]:
-    """How many rounds there are, if any."""
-    if trainer.maker.rounds is None:
-        return []
-    length = trainer.maker.rounds.steps()
-    update = "; the reference is replaced at each but the first" if trainer.args.ref_update == "round" else ""
-    return [f"rounds: {-(-steps // length)} of {length} steps{update}"]
-
-
-def _optimiser_steps(trainer: SAILTrainer) -> int:
-    loader = trainer.get_train_dataloader()
-    return int(trainer.set_initial_training_values(trainer.args, loader)[-1])
 
 
 def run_training(

@@ -18,6 +18,7 @@ from sail.commands.data import add_data
 from sail.commands.init_verb import add_init
 from sail.commands.options import OVERRIDES, option_help
 from sail.commands.oracle_verbs import add_annotate, add_ledger
+from sail.commands.real_runs import add_merge, add_pipeline
 from sail.errors import SailError
 
 _TOP = """\
@@ -29,6 +30,8 @@ examples:
   sail sft run.yaml                               supervised fine-tuning, the stage before
   sail train-reward run.yaml                      a reward model from preference pairs, an oracle
   sail train run.yaml train.beta=0.2 --dry-run    show what would be run; without --dry-run, run it
+  sail pipeline run.yaml                          every stage of a run file that is not up to date
+  sail merge runs/sail                            a LoRA adapter into its base
   sail sample runs/sail/model --prompt "Hello"    let a model answer
   sail eval runs/sail                             measure a run on held-out prompts, with intervals
   sail compare runs/dpo runs/sail                 set runs side by side, and say whether that is fair
@@ -101,6 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sft(verbs)
     _add_train_reward(verbs)
     _add_train(verbs)
+    add_pipeline(verbs)
+    add_merge(verbs)
     _add_sample(verbs)
     _add_eval(verbs)
     _add_compare(verbs)
@@ -204,11 +209,13 @@ def _train(options: argparse.Namespace) -> None:
     from sail.config import load_config
 
     config = load_config(options.config, options.overrides)
-    from sail.build import dry_run, run_training
-
     if options.dry_run:
+        from sail.dry_run import dry_run
+
         print(dry_run(config))
         return
+    from sail.build import run_training
+
     folder = run_training(
         config,
         resume=options.resume,

@@ -25,9 +25,10 @@ from sail.errors import ConfigError
 from sail.fields import AlignmentFields
 from sail.mixture import Mixture, preset_of
 from sail.oracle_config import FunctionOracle, OracleConfig, kind_problem, located, path_keys
-from sail.reward_config import RewardSection
+from sail.reward_config import RewardSection, with_reward_model
 from sail.rules import Resources, apply_preset, check
 from sail.section import Section
+from sail.stage_config import EvalSection, MergeSection, QuantizationSection
 
 OPTIONS = tuple(option.name for option in fields(AlignmentFields))
 """The names of sail's own options in `train`."""
@@ -155,6 +156,9 @@ class RunConfig(Section):
         description="Run the code that comes with the model's folder; without it such a model is refused.",
     )
     peft: PeftConfig | None = Field(default=None, description="LoRA; absent = full fine-tuning.")
+    quantization: QuantizationSection | None = Field(
+        default=None, description="Frozen weights in 4 or 8 bits (QLoRA); absent = as stored."
+    )
     data: DataConfig = Field(default=DataConfig(), description="What the run learns from.")
     oracle: OracleConfig | None = Field(default=None, description="Who prefers what; route dpr needs it.")
     eval_oracle: OracleConfig | None = Field(
@@ -164,6 +168,8 @@ class RunConfig(Section):
     train: TrainSection = Field(default=TrainSection(), description="The alignment run.")
     sft: SFTSection | None = Field(default=None, description="The stage before, for sail sft.")
     reward: RewardSection | None = Field(default=None, description="A reward model, for sail train-reward.")
+    eval: EvalSection | None = Field(default=None, description="The stage eval of sail pipeline.")
+    merge: MergeSection | None = Field(default=None, description="The stage merge of sail pipeline.")
 
     @property
     def alignment(self) -> AlignmentFields:
@@ -205,10 +211,14 @@ _SECTIONS: Sections = {
     "peft": PeftConfig,
     "sft": SFTSection,
     "reward": RewardSection,
+    "quantization": QuantizationSection,
+    "eval": EvalSection,
+    "merge": MergeSection,
 }
 _PATHS = (
     *("model", "ref_model", "tokenizer", "data.train", "data.eval", "data.prompts"),
     *("sft.model", "sft.train", "sft.eval", "reward.model", "reward.train", "reward.eval"),
+    *("eval.data", "eval.reference", "eval.questions"),
 )
 """The oracle's lie in its section, by its kind."""
 
@@ -239,7 +249,7 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConf
     is asked of its alignment until `config.mixture` is.
     """
     # a section left empty (`train:` with every line commented out) is one that was not written
-    raw = {key: _without_slips(value) for key, value in raw.items() if value is not None}
+    raw = with_reward_model({key: _without_slips(value) for key, value in raw.items() if value is not None})
     problems = list(_near_misses(raw))
     try:
         config = RunConfig.model_validate(raw)
@@ -250,6 +260,10 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConf
     try:
         fixed = apply_preset(config.alignment, frozenset(config.train.model_fields_set))
         config = config.model_copy(update={"train": config.train.model_copy(update=fixed)})
+        if config.quantization is not None and config.peft is None:
+            raise ConfigError(
+                "quantization freezes the weights, so something else must be trained. Add peft: {r: 64}."
+            )
         if config.sft is not None and not (config.sft.train or config.data.train):
             raise ConfigError(
                 "sft.train: null means the chosen answers of data.train, but neither is given. Set one."

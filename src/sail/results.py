@@ -20,6 +20,7 @@ from sail.oracles import for_measuring, without_people
 from sail.report.pairs_file import key_of
 from sail.report.record import read_run
 from sail.trainer import SAILTrainer
+from sail.training.merging import base_of, in_few_bits, merged_with_base
 from sail.training.models import merged
 from sail.training.step import PHASES
 
@@ -43,7 +44,11 @@ def save_model(trainer: SAILTrainer, folder: Path) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / "adapter")
-    ordinary = merged(model)
+    if in_few_bits(model):
+        full, stored = merged_with_base(folder / "adapter", base_of(model))
+        ordinary = full.to(stored)
+    else:
+        ordinary = merged(model)
     before = ordinary.config.use_cache
     # Trainer switches the cache off for training; a folder to generate from has it on.
     ordinary.config.use_cache = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pydantic import ConfigDict, Field, field_validator
@@ -43,3 +44,14 @@ class RewardSection(Section):
     def trainer_kwargs(self) -> dict[str, Any]:
         """Everything for trl.RewardConfig(**kwargs). Texts are cut before they get there, so TRL filters none."""
         return self.model_dump(exclude={"model", "train", "eval"}) | {"max_length": None}
+
+
+def with_reward_model(raw: dict[str, Any]) -> dict[str, Any]:
+    """A raw run whose oracle is a reward model without a name, with the one that its section `reward` makes."""
+    oracle, reward = raw.get("oracle"), raw.get("reward")
+    if not isinstance(oracle, dict) or not isinstance(reward, dict):
+        return raw
+    if oracle.get("kind") != "reward_model" or oracle.get("model") is not None:
+        return raw
+    made = os.path.abspath(reward.get("output_dir") or RewardSection.model_fields["output_dir"].default)
+    return {**raw, "oracle": {**oracle, "model": made}}

@@ -86,7 +86,10 @@ def _begun_with(text: str) -> dict[str, Any]:
     """The settings that must stay, by dotted key."""
     values = yaml.safe_load(text)
     train = {key: value for key, value in (values.get("train") or {}).items() if key not in MAY_CHANGE}
-    return _flat({**values, "train": train, "oracle": lasting(values.get("oracle"))})
+    # What is done with a finished run concerns no step of it.
+    return _flat(
+        {**values, "train": train, "oracle": lasting(values.get("oracle")), "eval": None, "merge": None}
+    )
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sail.data.encode import encode_prompt, encode_response, eos_ids
 from sail.errors import DataError, MissingExtraError
+from sail.training.merging import base_of, in_few_bits, merged_with_base
 from sail.training.progress import ReadableProgress
 from sail.types import Prompt
 
@@ -59,7 +60,12 @@ def fine_tune(
     trainer.train()
     folder = Path(config.output_dir)
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    trained = trained.merge_and_unload() if peft_config is not None else trained
+    if in_few_bits(trained):
+        trained.save_pretrained(folder / "adapter")
+        full, stored = merged_with_base(folder / "adapter", base_of(trained))
+        trained = full.to(stored)
+    elif peft_config is not None:
+        trained = trained.merge_and_unload()
     trained.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

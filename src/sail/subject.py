@@ -53,14 +53,14 @@ class Subject:
         return to_device(PeftModel.from_pretrained(make_model(self.base, **arguments), self.model))
 
 
-def generation_config(name: str) -> Any:
+def generation_config(name: str, *, trust: bool = False) -> Any:
     """The generation settings of a model from its files alone, as they would be once it is loaded."""
     from transformers import AutoConfig, GenerationConfig
 
     try:
         return GenerationConfig.from_pretrained(name)
     except OSError:
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(name))
+        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(name, trust_remote_code=trust))
 
 
 def context_of(name: str) -> int | None:

@@ -13,8 +13,9 @@ from oracle_cases import judge_server
 from tiny import make_model, make_pairs, make_tokenizer
 
 from sail import build_oracle
-from sail.build import dry_run, run_training
+from sail.build import run_training
 from sail.config import config_from_dict
+from sail.dry_run import dry_run
 from sail.errors import ConfigError, OracleError
 from sail.evaluate import EvalOptions, evaluate
 from sail.oracles.calls import Answer, Call, CallOracle

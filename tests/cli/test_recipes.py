@@ -12,8 +12,8 @@ from fake_judge import FakeJudge
 from tiny import make_model, make_pairs, make_tokenizer
 
 from sail import play
-from sail.build import dry_run
 from sail.config import RunConfig, load_config
+from sail.dry_run import dry_run
 from sail.mixture import PRESETS
 from sail.trainer import SAILConfig
 
@@ -117,7 +117,7 @@ def _dry_run(name: str, world: Path, *overrides: str) -> None:
     said = dry_run(config)
     assert "pairs.jsonl: 40 rows\n" in said
     assert said.endswith("Nothing was trained or written.")
-    sampled = int(said.split("responses sampled: about ")[1].split("\n")[0].replace(",", ""))
+    sampled = int(said.split("responses sampled: about ")[1].split()[0].replace(",", ""))
     assert (sampled > 0) == bool(config.mixture.on_policy)
     assert not list(Path.cwd().iterdir())
 

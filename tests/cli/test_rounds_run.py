@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from tiny import EOS, PAD, make_model, make_pairs, make_prompts, make_tokenizer
 
-from sail.build import dry_run, run_training
 from sail.build import make_model as load
+from sail.build import run_training
 from sail.config import RunConfig, config_from_dict
+from sail.dry_run import dry_run
 from sail.errors import ConfigError
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.run_folder import clear

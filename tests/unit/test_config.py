@@ -182,8 +182,8 @@ def test_a_path_in_an_override_starts_from_the_current_directory(tmp_path: Path)
         ("r: 8", "r: there is no such key. It belongs in the section peft: write peft.r."),
         (
             "zzz: 1",
-            "zzz: there is no such key. The keys are model, ref_model, tokenizer, trust_remote_code, peft, data, oracle, "
-            "eval_oracle, train, sft, reward.",
+            "zzz: there is no such key. The keys are model, ref_model, tokenizer, trust_remote_code, peft, quantization, data, "
+            "oracle, eval_oracle, train, sft, reward, eval, merge.",
         ),
         ("peft: {lora_alpa: 8}", "peft.lora_alpa: there is no such key. Did you mean lora_alpha?"),
         ("1: x", "1 must be text as a key; it is 1."),
