@@ -11,7 +11,7 @@ import torch
 from sail import seeds
 from sail.data.collate import pad_pairs
 from sail.errors import OracleError
-from sail.generation import Generator
+from sail.generation import Generator, response_positions
 from sail.mixture import Mixture, Share
 from sail.objective import orient as orient_label
 from sail.oracles import Oracle, ScoringOracle, ask
@@ -227,6 +227,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Any]:
         for example, (_, second) in zip(examples, pairs, strict=True)
     ]
     batch: dict[str, Any] = dict(pad_pairs(sequences, pad_id))
+    batch["positions"] = response_positions(batch["response_mask"])
     batch["start"] = min(len(prompt) for prompt, _ in sequences)
     batch["lengths"] = torch.tensor([len(response) for _, response in sequences])
     batch["label"] = label_column(examples)

@@ -1,7 +1,15 @@
 """Who speaks: sampling responses, and scoring them."""
 
 from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey
-from sail.generation.scoring import response_scores
+from sail.generation.scoring import response_positions, response_scores
 from sail.generation.transformers import TransformersGenerator
 
-__all__ = ["Generator", "Sampled", "SamplingSettings", "SeedKey", "TransformersGenerator", "response_scores"]
+__all__ = [
+    "Generator",
+    "Sampled",
+    "SamplingSettings",
+    "SeedKey",
+    "TransformersGenerator",
+    "response_positions",
+    "response_scores",
+]

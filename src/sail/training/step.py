@@ -268,6 +268,7 @@ class StepMaker:
                     device=device,
                     temperature=self.options.temperature,
                     precision=self.reference.precision,
+                    chunk=self.reference.chunk,
                 )
             everything = torch.ones_like(now, dtype=torch.bool)
             ratios[stale] = importance_ratio(now, behaviour[stale], everything, self.options.ratio_clip)
