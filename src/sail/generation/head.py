@@ -19,11 +19,10 @@ Elementwise = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Head:
-    """The module that makes logits, what the model does to each of them afterwards (scaling, soft cap), and their number."""
+    """The module that makes logits, and what the model does to each of them afterwards: scaling, soft cap."""
 
     module: nn.Module
     after: Elementwise
-    vocabulary: int
 
 
 _found: WeakKeyDictionary[nn.Module, Head | None] = WeakKeyDictionary()
@@ -72,18 +71,19 @@ def _compared(model: Any) -> Head | None:
     try:
         with torch.no_grad():
             returned = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            handle.remove()
+            apart = module(seen[0][0].flatten(0, 1)) if len(seen) == 1 else None
     finally:
         handle.remove()
         model.train(was_training)
     if len(seen) != 1 or seen[0][0].shape[:2] != ids.shape or returned.shape != seen[0][2].shape:
         return None
-    hidden, output, numbers = seen[0]
-    if not _by_position(module, hidden, output):
+    _, output, numbers = seen[0]
+    if not _nearly(apart, output.flatten(0, 1)):
         return None
-    vocabulary = output.shape[-1]
     for after in elementwise(model):
         if _equal(after(numbers), returned):
-            return Head(module, after, vocabulary)
+            return Head(module, after)
     return None
 
 
@@ -94,12 +94,11 @@ def _all_sizes(like: Tensor) -> Tensor:
     return (size * torch.randn(like.shape, generator=generator).sign()).to(like)
 
 
-def _by_position(module: nn.Module, hidden: Tensor, output: Tensor) -> bool:
+def _nearly(apart: Tensor | None, there: Tensor) -> bool:
     """Whether the head treats positions alone and alike: rows without their batch give the same logits, rounding aside."""
-    with torch.no_grad():
-        apart = module(hidden.flatten(0, 1))
-    there = output.flatten(0, 1)
-    return apart.shape == there.shape and torch.allclose(apart.float(), there.float(), rtol=0.05, atol=0.01)
+    if apart is None or apart.shape != there.shape:
+        return False
+    return torch.allclose(apart.float(), there.float(), rtol=0.05, atol=0.01)
 
 
 def elementwise(model: Any) -> Iterator[Elementwise]:
@@ -191,7 +190,7 @@ class HeadPass:
                 hidden.flatten(0, 1).index_select(0, self.places),
                 self.tokens,
                 self._logits,
-                rows=chunk_rows(len(self.places), self.head.vocabulary, self.chunk),
+                rows=chunk_rows(len(self.places), output.shape[-1], self.chunk),
                 temperature=self.temperature,
                 random=module.training and _drops(module),
             )
