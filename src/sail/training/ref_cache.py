@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,8 @@ def write(file: Path, table: Tensor, facts: dict[str, Any]) -> str | None:
             os.fsync(opened.fileno())
         unfinished.replace(file)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         return str(error.strerror or error)
     return None
 
