@@ -130,7 +130,7 @@ class AlignmentFields:
     )
     logprob_chunk: int | None = _option(
         None,
-        "Response positions whose logits are made at once, and again in the backward pass; null = all, or chunks of 256 MiB "
+        "Response positions whose logits are made at once, and again in the backward pass; null = all, or chunks of 128 MiB "
         "where they are larger; 0 = the model's own logits of all positions.",
     )
     generation_batch_size: int | None = _option(

@@ -47,9 +47,9 @@ def test_samples_are_the_adapted_policys_and_its_bits_stay(options: dict[str, An
     after = weights_of(model)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(layer.merged for layer in mergeable_layers(model))
-    # Scored by the adapted model, apart: what was recorded while sampling. Of the bare base it is far off.
+    # Scored by the adapted model, apart: what was recorded while sampling (Llama normalises in float32).
     scores = score_sequences(model, sequences, pad_id=PAD, batch_size=3)
-    assert scores == pytest.approx([one.log_prob for one in sampled], abs=1e-9)
+    assert scores == pytest.approx([one.log_prob for one in sampled], abs=1e-5)
     with model.disable_adapter():
         base = score_sequences(model, sequences, pad_id=PAD, batch_size=3)
     assert max(abs(one - other) for one, other in zip(scores, base, strict=True)) > 0.1
@@ -88,7 +88,7 @@ def test_a_tied_head_is_left_alone() -> None:
     sampled = generator_of(model).sample(PROMPTS, KEYS)
     sequences = [(prompt, list(one.ids)) for prompt, one in zip(PROMPTS, sampled, strict=True)]
     scores = score_sequences(model, sequences, pad_id=PAD, batch_size=3)
-    assert scores == pytest.approx([one.log_prob for one in sampled], abs=1e-9)
+    assert scores == pytest.approx([one.log_prob for one in sampled], abs=1e-5)
 
 
 def test_an_error_while_sampling_puts_everything_back() -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_ELEMENTS = 2**26
-"""Logits that are made at once where the chunk is automatic: 256 MiB in float32."""
+CHUNK_ELEMENTS = 2**25
+"""Logits that are made at once where the chunk is automatic: 128 MiB in float32."""
 
 
 def response_log_probs(
