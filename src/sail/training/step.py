@@ -166,11 +166,9 @@ class StepMaker:
     def _collated(
         self, examples: list[Example], sizes: list[int], device: torch.device
     ) -> list[dict[str, Any]]:
-        """Micro-batches of tensors with their reference log-probs; labels are not known yet."""
-        batches, start = [], 0
-        for size in sizes:
-            part = examples[start : start + size]
-            start += size
+        """Micro-batches of tensors, of rows of like length, with their reference log-probs; labels are not known yet."""
+        batches = []
+        for part in by_length(examples, sizes):
             batch = collate(part, self.pad_id)
             with self.timer.phase("reference"):
                 batch["ref_logps"] = self.reference.log_probs(batch, part, device)
@@ -182,6 +180,8 @@ class StepMaker:
         """Weights and baselines, from all processes' rows: one gather of small Python objects."""
         for batch in step.batches:
             step.online.extend(self._values(batch, device))
+        order = {id(example): place for place, example in enumerate(step.examples)}
+        step.online.sort(key=lambda pair: order[id(pair[0])])
         counts = {
             "active": sum(example.active for example in step.examples),
             "online": sum(example.share.route.has_score_term for example in step.examples),
@@ -344,6 +344,19 @@ def fill_weights(
     batch["kl_weight"] = weights(online, total["online"])
     batch["nll_weight"] = weights(paired, total["paired"])
     batch["ref_sample_weight"] = weights([flag and data_from_reference for flag in paired], total["paired"])
+
+
+def by_length(examples: Sequence[Example], sizes: Sequence[int]) -> list[list[Example]]:
+    """The step's rows dealt out to micro-batches of these sizes, the longest first, so that little is padded and a lack of
+    memory shows at once. A row's weight is the same in any of them; a step of one micro-batch stays as it is."""
+    rows = list(examples)
+    if len(sizes) > 1:
+        rows.sort(
+            key=lambda one: len(one.row["prompt_ids"]) + max(len(response.ids) for response in one.responses),
+            reverse=True,
+        )
+    taken = iter(rows)
+    return [[next(taken) for _ in range(size)] for size in sizes]
 
 
 def progress_at(step: int, steps: int) -> float:

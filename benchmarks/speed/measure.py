@@ -5,10 +5,10 @@ over rounds with a 95% bootstrap interval. All have the same model, rows, tokens
 logging, precision, activation checkpointing and reference caching. Every response has as many tokens as every other, so what
 differs is what is done, not how long texts are. Peak bytes come from an extra, untimed training of a few steps each.
 
-    python benchmarks/speed/run.py                                   # 1M on this machine's CPU
-    python benchmarks/speed/run.py --size 10M --size 50M
-    python benchmarks/speed/run.py --device cuda --size 0.5B --size 1.5B
-    python benchmarks/speed/run.py --loss-memory                     # the loss at a vocabulary of 150,000
+    python benchmarks/speed/measure.py                                   # 1M on this machine's CPU
+    python benchmarks/speed/measure.py --size 10M --size 50M
+    python benchmarks/speed/measure.py --device cuda --size 0.5B --size 1.5B
+    python benchmarks/speed/measure.py --loss-memory                     # the loss at a vocabulary of 150,000
 """
 
 from __future__ import annotations
