@@ -78,7 +78,8 @@ def _rows(part: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for name, one in sorted(part["contestants"].items()):
-        tokens = ", ".join(f"{value:.0f}" for value in one["tokens_per_step"].values())
+        kinds = ("policy", "reference", "generated")
+        tokens = ", ".join(f"{one['tokens_per_step'][kind]:.0f}" for kind in kinds)
         mfu = "" if one["mfu"] is None else f"{one['mfu']:.1%}"
         lines.append(
             f"| {name} | {one['median_seconds']:.4f} | {one['tokens_per_second']:,.0f} | {one['peak_bytes'] / 1e6:.1f} | "
