@@ -36,8 +36,8 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed  ## seconds per step of each route, relative to data and to TRL
-	$(BIN)/python benchmarks/steps.py
+bench: $(VENV)/.installed  ## seconds, tokens and bytes of each composition against TRL and the floor
+	$(BIN)/python benchmarks/speed/measure.py
 
 evidence: $(VENV)/.installed  ## the study behind docs/evidence.md: what is missing of it, hours on one thread
 	$(BIN)/python benchmarks/evidence/run.py

@@ -123,6 +123,16 @@ class AlignmentFields:
     precompute_ref_log_probs: bool = _option(
         False, "Compute the reference log-probs of dataset rows once, before training."
     )
+    ref_cache: str | None = _option(
+        None,
+        "Folder that keeps precomputed reference log-probs for other runs, by fingerprints of the reference's weights and of "
+        "the rows; null = ref_cache in output_dir, for this run's resumes.",
+    )
+    logprob_chunk: int | None = _option(
+        None,
+        "Response positions whose logits are made at once, and again in the backward pass; null = all, or chunks of 128 MiB "
+        "where they are larger; 0 = the model's own logits of all positions.",
+    )
     generation_batch_size: int | None = _option(
         None, "Rows per generate call; null samples the whole optimiser step in one call."
     )

@@ -11,7 +11,7 @@ import torch
 from sail import seeds
 from sail.data.collate import pad_pairs
 from sail.errors import OracleError
-from sail.generation import Generator
+from sail.generation import Generator, response_positions
 from sail.mixture import Mixture, Share
 from sail.objective import orient as orient_label
 from sail.oracles import Oracle, ScoringOracle, ask
@@ -228,6 +228,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Any]:
         for example, (_, second) in zip(examples, pairs, strict=True)
     ]
     batch: dict[str, Any] = dict(pad_pairs(sequences, pad_id))
+    batch["positions"] = response_positions(batch["response_mask"])
     batch["start"] = min(len(prompt) for prompt, _ in sequences)
     batch["lengths"] = torch.tensor([len(response) for _, response in sequences])
     batch["label"] = label_column(examples)
@@ -255,3 +256,16 @@ def label_column(examples: Sequence[Example]) -> torch.Tensor:
 
 def _column(examples: Sequence[Example], value: Any) -> torch.Tensor:
     return torch.tensor([float(value(example.share)) for example in examples], dtype=torch.float64)
+
+
+def by_length(examples: Sequence[Example], sizes: Sequence[int]) -> list[list[Example]]:
+    """The step's rows dealt out to micro-batches of these sizes, the longest first, so that little is padded and a lack of
+    memory shows at once. A row's weight is the same in any of them; a step of one micro-batch stays as it is."""
+    rows = list(examples)
+    if len(sizes) > 1:
+        rows.sort(
+            key=lambda one: len(one.row["prompt_ids"]) + max(len(response.ids) for response in one.responses),
+            reverse=True,
+        )
+    taken = iter(rows)
+    return [[next(taken) for _ in range(size)] for size in sizes]

@@ -18,6 +18,7 @@ from sail.oracles.ledger import LEDGER
 from sail.results import RESULTS
 from sail.training.checkpoints import checkpoints, is_complete
 from sail.training.memory import MEMORY
+from sail.training.ref_cache import REF_CACHE
 from sail.training.rounds import FOLDER as ROUNDS
 
 RESOLVED = "config.resolved.yaml"
@@ -46,7 +47,10 @@ def holds_a_run(folder: Path) -> bool:
 
 def clear(folder: Path) -> None:
     """Remove what a run writes. The user's own files stay, and so do people's labels: they count where a pair is asked again."""
-    for path in [*checkpoints(folder), *(folder / name for name in ("model", "adapter", "eval", ROUNDS))]:
+    for path in [
+        *checkpoints(folder),
+        *(folder / name for name in ("model", "adapter", "eval", ROUNDS, REF_CACHE)),
+    ]:
         shutil.rmtree(path, ignore_errors=True)
     for name in (
         RESOLVED,

@@ -37,6 +37,7 @@ from sail.training.memory import labelled_pairs
 from sail.training.models import load_policy, with_reference
 from sail.training.progress import ReadableProgress, SaveAfterEpochLines, StopAtKL
 from sail.training.recorder import RunRecorder, pair_lines
+from sail.training.ref_cache import remember_all
 from sail.training.reference import Reference
 from sail.training.resuming import find_checkpoint, identity_of
 from sail.training.rounds import Rounds
@@ -152,7 +153,9 @@ class SAILTrainer(Trainer):
             reshard=plugin is None or bool(plugin.reshard_after_forward),
         )
         self.generator = make_generator(self, tokenizer)
-        self.reference = Reference(lambda: self.model, frozen, pad_id, self.accelerator.autocast)
+        # What is scored without gradient runs in the precision in which the policy is trained.
+        autocast = self.accelerator.autocast
+        self.reference = Reference(lambda: self.model, frozen, pad_id, autocast, args.logprob_chunk)
         self.maker = StepMaker(
             mixture=self.mixture,
             options=args,
@@ -244,8 +247,7 @@ class SAILTrainer(Trainer):
 
     def _precompute(self) -> None:
         if self.train_dataset is not None and self.mixture.offline:
-            rows = [self.train_dataset[position] for position in range(len(self.train_dataset))]
-            self.reference.precompute(rows, self.args.per_device_eval_batch_size, self.args.device)
+            self.warn(remember_all(self.reference, self.train_dataset, self.args))
 
     def _update_reference(self) -> None:
         """At the first step of a round but the run's first: ref_update."""
@@ -299,7 +301,7 @@ class SAILTrainer(Trainer):
     def row_losses(self, model: nn.Module, batch: dict[str, Any]) -> RowLoss:
         """The objective of each row of a prepared batch."""
         tempered = self.args.temperature if self.mixture.corrected else 1.0
-        return row_losses(model, batch, self.settings, tempered)
+        return row_losses(model, batch, self.settings, tempered, self.args.logprob_chunk)
 
     # ---- logging and evaluation
 

@@ -1,7 +1,7 @@
 """Who speaks: sampling responses, and scoring them."""
 
 from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey, calls_of_everyone
-from sail.generation.scoring import response_scores
+from sail.generation.scoring import response_positions, response_scores
 from sail.generation.transformers import TransformersGenerator
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "SeedKey",
     "TransformersGenerator",
     "calls_of_everyone",
+    "response_positions",
     "response_scores",
 ]

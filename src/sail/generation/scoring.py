@@ -10,14 +10,53 @@ import torch
 from torch import Tensor
 
 from sail.data.collate import pad_pairs
+from sail.generation.head import HeadPass, find_head
+from sail.generation.unwrap import unwrapped
 from sail.objective import response_log_probs
 
+__all__ = ["accepts_logits_to_keep", "response_positions", "response_scores", "score_sequences", "unwrapped"]
 
-def response_scores(model: Any, batch: dict[str, Any], temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+
+def response_scores(
+    model: Any, batch: dict[str, Any], temperature: float = 1.0, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
     """(log pi(y|x), log mu(y|x)) of each sequence, (N,) nats; mu is pi at `temperature`, the same tensor at 1.
 
-    One forward. Logits are only made from the first response position of the batch on: `batch["start"]` positions come before.
+    One forward of `model` as it is given, wrappers included. The head sees response positions only, `chunk` of them at a time
+    (option logprob_chunk: None decides by size, 0 takes the model's own logits).
     """
+    head = None if chunk == 0 else find_head(model)
+    if head is None:
+        return _from_logits(model, batch, temperature)
+    ids = batch["input_ids"]
+    places = batch["positions"] if "positions" in batch else response_positions(batch["response_mask"])
+    tokens = ids.flatten().index_select(0, places + 1)
+    with HeadPass(head, places, tokens, temperature, chunk).hooked() as done:
+        returned = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits
+    assert done.log_probs is not None
+    assert done.tempered is not None
+    # What the model returned belongs into the graph of the loss: wrappers have hung hooks on it.
+    nothing = returned.sum() * 0.0
+    scores = _summed(done.log_probs, places, ids) + nothing
+    return scores, scores if temperature == 1.0 else _summed(done.tempered, places, ids) + nothing
+
+
+def response_positions(response_mask: Tensor) -> Tensor:
+    """Where in the flat (N, L) the next token is one of a response, (M,) long, in order; response_mask (N, L)."""
+    ahead = torch.zeros_like(response_mask, dtype=torch.bool)
+    ahead[:, :-1] = response_mask[:, 1:].bool()
+    return ahead.flatten().nonzero().squeeze(1)
+
+
+def _summed(log_probs: Tensor, places: Tensor, ids: Tensor) -> Tensor:
+    """Sums over each sequence's tokens, (N,): by place, because adding up by index is not deterministic on every device."""
+    flat = torch.zeros(ids.numel(), dtype=log_probs.dtype, device=log_probs.device)
+    return flat.index_copy(0, places, log_probs).view(ids.shape).sum(dim=1)
+
+
+def _from_logits(model: Any, batch: dict[str, Any], temperature: float) -> tuple[Tensor, Tensor]:
+    """The same from the model's logits. They are only made from the first response position of the batch on: `batch["start"]`
+    positions come before."""
     start = max(batch["start"] - 1, 0)
     ids, mask = batch["input_ids"], batch["response_mask"]
     arguments: dict[str, Any] = {}
@@ -38,6 +77,7 @@ def score_sequences(
     pad_id: int,
     batch_size: int,
     temperature: float = 1.0,
+    chunk: int | None = None,
 ) -> list[float]:
     """log mu(y|x), pi at `temperature`, in nats of any number of (prompt ids, response ids), without gradient, in batches of
     like length."""
@@ -53,17 +93,13 @@ def score_sequences(
             batch = {key: value.to(device) for key, value in batch.items()}
             batch["start"] = min(len(sequences[row][0]) for row in rows)
             for row, value in zip(
-                rows, response_scores(model, batch, temperature)[1].cpu().double().tolist(), strict=True
+                rows,
+                response_scores(model, batch, temperature, chunk=chunk)[1].cpu().double().tolist(),
+                strict=True,
             ):
                 scores[row] = value
     model.train(was_training)
     return scores
-
-
-def unwrapped(model: Any) -> Any:
-    """The transformers model inside data-parallel and PEFT wrappers."""
-    model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def accepts_logits_to_keep(model_class: Any) -> bool:

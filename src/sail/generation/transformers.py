@@ -13,6 +13,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from sail import seeds
 from sail.errors import SailError
 from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey
+from sail.generation.merging import adapter_merged
 from sail.generation.sampler import EndRecorder, RowSeededSampler, StopStrings
 
 
@@ -48,7 +49,7 @@ class TransformersGenerator(Generator):
         )
         order = list(order)
         responses: list[Sampled | None] = [None] * len(prompts)
-        with self.precision(), sampling_mode(self.model()) as model:
+        with self.precision(), sampling_mode(self.model()) as model, adapter_merged(model):
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
                 batch = self._generate(model, [prompts[row] for row in rows], [keys[row] for row in rows])

@@ -9,7 +9,7 @@ from sail.objective.baselines import leave_one_out
 from sail.objective.corrections import label_surrogate, score_surrogate
 from sail.objective.kl import kl_estimate, kl_policy_ref_surrogate, kl_ref_policy_loss, nll_loss
 from sail.objective.labels import orient, self_label
-from sail.objective.logprobs import response_log_probs
+from sail.objective.logprobs import chunk_rows, log_probs_of_hidden, picked_log_probs, response_log_probs
 from sail.objective.losses import log_likelihoods
 from sail.objective.objective import ObjectiveSettings, ResponseLogProbs, RowColumns, RowLoss, row_loss
 from sail.objective.ratios import effective_sample_size, importance_ratio
@@ -19,6 +19,7 @@ __all__ = [
     "ResponseLogProbs",
     "RowColumns",
     "RowLoss",
+    "chunk_rows",
     "effective_sample_size",
     "importance_ratio",
     "kl_estimate",
@@ -27,8 +28,10 @@ __all__ = [
     "label_surrogate",
     "leave_one_out",
     "log_likelihoods",
+    "log_probs_of_hidden",
     "nll_loss",
     "orient",
+    "picked_log_probs",
     "response_log_probs",
     "row_loss",
     "score_surrogate",

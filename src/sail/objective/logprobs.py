@@ -1,10 +1,16 @@
-"""Log-probabilities of response tokens."""
+"""Log-probabilities of response tokens, from logits, or from hidden states in chunks that are recomputed in the backward pass."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+CHUNK_ELEMENTS = 2**25
+"""Logits that are made at once where the chunk is automatic: 128 MiB in float32."""
 
 
 def response_log_probs(
@@ -17,11 +23,81 @@ def response_log_probs(
     prompts and padding is never made. A sequence with an empty mask has log-probability 0.
     """
     mask = response_mask[:, 1:].bool()
-    picked = logits[:, :-1][mask]
-    if picked.dtype in (torch.float16, torch.bfloat16):
-        picked = picked.float()
-    if temperature != 1.0:
-        picked = picked / temperature
-    token_log_probs = -functional.cross_entropy(picked, input_ids[:, 1:][mask], reduction="none")
-    per_token = torch.zeros(mask.shape, dtype=picked.dtype, device=logits.device)
+    token_log_probs = picked_log_probs(logits[:, :-1][mask], input_ids[:, 1:][mask], temperature)
+    per_token = torch.zeros(mask.shape, dtype=token_log_probs.dtype, device=logits.device)
     return per_token.masked_scatter(mask, token_log_probs).sum(dim=1)
+
+
+def picked_log_probs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(logits / temperature) at the given tokens; logits (M, V), tokens (M,) -> (M,), nats, at least float32."""
+    picked: Tensor = _PickedLogProb.apply(logits, tokens, temperature)
+    return picked
+
+
+class _PickedLogProb(torch.autograd.Function):
+    """d log p(token) / d logits = (one_hot(token) - softmax) / T. The log-softmax is kept for it, and turned into the gradient
+    in its own place: torch's cross entropy makes two more tensors of that size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        half = logits.dtype in (torch.float16, torch.bfloat16)
+        if temperature != 1.0:
+            logits = (logits.float() if half else logits) / temperature
+        normalised = torch.log_softmax(logits, dim=-1, dtype=torch.float32 if half else logits.dtype)
+        ctx.save_for_backward(normalised, tokens)
+        ctx.temperature = temperature
+        return normalised.gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        normalised, tokens = ctx.saved_tensors
+        weight = (gradient / ctx.temperature).unsqueeze(1)
+        # A second backward through the same graph is noticed by autograd, and refused.
+        result = normalised.exp_().mul_(-weight)
+        return result.scatter_add_(1, tokens.unsqueeze(1), weight), None, None
+
+
+def chunk_rows(positions: int, vocabulary: int, chunk: int | None) -> int | None:
+    """Response positions of one chunk, or None for all at once without recomputing. `chunk` None decides: more than
+    CHUNK_ELEMENTS logits go in chunks of so many."""
+    if chunk is not None:
+        return chunk
+    if positions * vocabulary <= CHUNK_ELEMENTS:
+        return None
+    return max(CHUNK_ELEMENTS // vocabulary, 1)
+
+
+def log_probs_of_hidden(
+    hidden: Tensor,
+    tokens: Tensor,
+    head: Callable[[Tensor], Tensor],
+    *,
+    rows: int | None,
+    temperature: float = 1.0,
+    random: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(log pi, log mu) of each token, (M,) nats; mu is pi at `temperature`, the same tensor at 1.
+
+    hidden (M, d), tokens (M,); head: (m, d) -> logits (m, V). With `rows` the head is applied to so many positions at a time
+    and again in the backward pass, so that the largest tensor is rows x V, the gradient of the logits included. `random`: the
+    head draws random numbers (dropout), which the second time must be the same.
+    """
+
+    def scored(part: Tensor, its_tokens: Tensor) -> tuple[Tensor, ...]:
+        logits = head(part)
+        plain = picked_log_probs(logits, its_tokens)
+        return (plain,) if temperature == 1.0 else (plain, picked_log_probs(logits, its_tokens, temperature))
+
+    if rows is None or not len(hidden):
+        found = scored(hidden, tokens)
+        return found[0], found[-1]
+    kept = torch.is_grad_enabled()
+    parts = [
+        checkpoint(scored, part, ids, use_reentrant=False, preserve_rng_state=random)
+        if kept
+        else scored(part, ids)
+        for part, ids in zip(hidden.split(rows), tokens.split(rows), strict=True)
+    ]
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return columns[0], columns[-1]

@@ -31,6 +31,10 @@ class SAILConfig(AlignmentFields, TrainingArguments):
     routes: dict[str, Any] | str | None = field(  # type: ignore[assignment]
         default=None, metadata=dict(AlignmentFields.__dataclass_fields__["routes"].metadata)
     )
+    # The logged loss is the tracker's, which keeps a NaN; Trainer's filter would wait for the device in every micro-batch.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Trainer's own loss is not shown; nothing to filter."}
+    )
     remove_unused_columns: bool | None = field(
         default=False, metadata={"help": "Must stay false: rows are not model inputs."}
     )

@@ -14,10 +14,15 @@ FLAGS = ("self_label", "stale")
 
 
 def row_losses(
-    model: nn.Module, batch: dict[str, Any], settings: ObjectiveSettings, temperature: float
+    model: nn.Module,
+    batch: dict[str, Any],
+    settings: ObjectiveSettings,
+    temperature: float,
+    chunk: int | None = None,
 ) -> RowLoss:
-    """The objective of each row; `temperature` is that of the policy which the corrections differentiate."""
-    scores, sampled = response_scores(model, batch, temperature)
+    """The objective of each row; `temperature` is that of the policy which the corrections differentiate, `chunk` the option
+    logprob_chunk."""
+    scores, sampled = response_scores(model, batch, temperature, chunk)
     rows = len(scores) // 2
     lengths, reference = batch["lengths"], batch["ref_logps"].to(scores.dtype)
     logps = ResponseLogProbs(

@@ -75,7 +75,9 @@ def answer_metrics(
     model, adapter_off = reference.start()
     with adapter_off:
         sequences = [(row["prompt_ids"], list(one.ids)) for row, one in zip(rows, sampled, strict=True)]
-        scores = score_sequences(model, sequences, pad_id=pad_id, batch_size=batch_size)
+        scores = score_sequences(
+            model, sequences, pad_id=pad_id, batch_size=batch_size, chunk=reference.chunk
+        )
     ratios = torch.tensor(
         [[one.log_prob - score] for one, score in zip(sampled, scores, strict=True)], dtype=torch.float64
     )

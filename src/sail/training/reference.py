@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sail.errors import CheckpointError, ConfigError
 from sail.generation import response_scores
-from sail.mixture import ROUTES, Share
-from sail.online import DATASET, Example, collate, dataset_responses
+from sail.generation.head import find_head
+from sail.online import Example, collate
 from sail.training.models import has_adapter
 
 
@@ -33,14 +33,19 @@ class Reference:
         frozen: Any | None,
         pad_id: int,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        chunk: int | None = None,
     ) -> None:
         self.policy = policy
         self.frozen = frozen
         self.pad_id = pad_id
         self.precision = precision
+        self.chunk = chunk
         self.remember: dict[int, tuple[float, float]] = {}
         self.kept: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}
+        for model in (policy(), frozen) if chunk != 0 else ():
+            if model is not None:
+                find_head(model)
 
     def log_probs(
         self,
@@ -54,13 +59,13 @@ class Reference:
         rows: for other rows set `remembered` to False."""
         open_rows = [row for row, example in enumerate(examples) if not (remembered and self._known(example))]
         if len(open_rows) == len(examples):
-            return self._forward(batch, device)
+            return self.forward(batch, device)
         result = torch.zeros(2 * len(examples), dtype=torch.float64)
         for row, example in enumerate(examples):
             if self._known(example):
                 result[row], result[len(examples) + row] = self.remember[example.index]
         if open_rows:
-            part = self._forward(collate([examples[row] for row in open_rows], self.pad_id), device)
+            part = self.forward(collate([examples[row] for row in open_rows], self.pad_id), device)
             places = open_rows + [len(examples) + row for row in open_rows]
             result[torch.tensor(places)] = part.cpu().double()
         return result
@@ -68,7 +73,8 @@ class Reference:
     def _known(self, example: Example) -> bool:
         return example.share.route.from_dataset and example.index in self.remember
 
-    def _forward(self, batch: dict[str, Any], device: torch.device) -> Tensor:
+    def forward(self, batch: dict[str, Any], device: torch.device) -> Tensor:
+        """(N,) nats of a batch's sequences, without gradient, whatever is remembered."""
         moved = {
             key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()
         }
@@ -77,7 +83,7 @@ class Reference:
         model.eval()
         try:
             with torch.no_grad(), its_weights, self.precision():
-                return response_scores(model, moved)[0]
+                return response_scores(model, moved, chunk=self.chunk)[0]
         finally:
             model.train(was_training)
 
@@ -163,24 +169,6 @@ class Reference:
                 f"{file} is not of this model. Resume with the model that the run began with."
             )
         self._take({name: value.to(here[name].device) for name, value in tensors.items()})
-
-    # ---- remembered log-probs
-
-    def precompute(self, rows: Sequence[dict[str, Any]], batch_size: int, device: torch.device) -> None:
-        """Remember the reference log-probs of all rows with a pair."""
-        share = Share(ROUTES["data"], 1.0)
-        paired = [row for row in rows if row["chosen_ids"] is not None]
-        paired.sort(
-            key=lambda row: len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-        )
-        for start in range(0, len(paired), batch_size):
-            examples = [
-                Example(row, share, 0.0, *dataset_responses(row), source=DATASET)
-                for row in paired[start : start + batch_size]
-            ]
-            values = self._forward(collate(examples, self.pad_id), device).cpu().double().tolist()
-            for position, example in enumerate(examples):
-                self.remember[example.index] = (values[position], values[len(examples) + position])
 
 
 def _parameters(model: Any) -> list[tuple[str, Tensor]]:

@@ -29,6 +29,7 @@ def log_probs_now(
     device: torch.device,
     temperature: float,
     precision: Callable[[], AbstractContextManager[Any]],
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log pi and log mu of both responses of each row under the weights of now, (N, 2) float64 nats each, on the CPU.
 
@@ -40,7 +41,7 @@ def log_probs_now(
     model.eval()
     try:
         with torch.no_grad(), precision():
-            scores = response_scores(model, moved, temperature)
+            scores = response_scores(model, moved, temperature, chunk)
     finally:
         model.train(was_training)
     plain, tempered = (one.double().cpu().view(2, len(examples)).T for one in scores)

@@ -17,7 +17,7 @@ from sail.generation import Generator
 from sail.mixture import Mixture
 from sail.objective import ObjectiveSettings, ResponseLogProbs, importance_ratio, leave_one_out
 from sail.objective.objective import labelled_value
-from sail.online import Example, choose, collate, compare, label_column, orient, respond, route
+from sail.online import Example, by_length, choose, collate, compare, label_column, orient, respond, route
 from sail.oracles import Oracle
 from sail.training.memory import Memory
 from sail.training.reference import Reference
@@ -169,11 +169,9 @@ class StepMaker:
     def _collated(
         self, examples: list[Example], sizes: list[int], device: torch.device
     ) -> list[dict[str, Any]]:
-        """Micro-batches of tensors with their reference log-probs; labels are not known yet."""
-        batches, start = [], 0
-        for size in sizes:
-            part = examples[start : start + size]
-            start += size
+        """Micro-batches of tensors, of rows of like length, with their reference log-probs; labels are not known yet."""
+        batches = []
+        for part in by_length(examples, sizes):
             batch = collate(part, self.pad_id)
             with self.timer.phase("reference"):
                 batch["ref_logps"] = self.reference.log_probs(batch, part, device)
@@ -185,6 +183,8 @@ class StepMaker:
         """Weights and baselines, from all processes' rows: one gather of small Python objects."""
         for batch in step.batches:
             step.online.extend(self._values(batch, device))
+        order = {id(example): place for place, example in enumerate(step.examples)}
+        step.online.sort(key=lambda pair: order[id(pair[0])])
         counts = {
             "active": sum(example.active for example in step.examples),
             "online": sum(example.share.route.has_score_term for example in step.examples),
@@ -271,6 +271,7 @@ class StepMaker:
                     device=device,
                     temperature=self.options.temperature,
                     precision=self.reference.precision,
+                    chunk=self.reference.chunk,
                 )
             everything = torch.ones_like(now, dtype=torch.bool)
             ratios[stale] = importance_ratio(now, behaviour[stale], everything, self.options.ratio_clip)

@@ -17,10 +17,12 @@ from transformers import TrainerCallback
 
 
 class Turn(TrainerCallback):
-    """One training that moves on by one optimiser step per turn. Add it to the Trainer whose `train` it runs."""
+    """One training that moves on by one optimiser step per turn. Add it to the Trainer whose `train` it runs. `settle` waits for
+    a device, so that a step's time is that of its work and not of its launches."""
 
-    def __init__(self, train: Callable[[], Any]) -> None:
+    def __init__(self, train: Callable[[], Any], settle: Callable[[], None] | None = None) -> None:
         self._train = train
+        self._settle = settle
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._stopping = False
         self._error: BaseException | None = None
@@ -38,6 +40,16 @@ class Turn(TrainerCallback):
             raise self._error
         return self._ended - self._began
 
+    def inside(self, context: Any) -> None:
+        """Let the training run inside this context manager, in its own thread; before its first turn."""
+        train = self._train
+
+        def within() -> None:
+            with context:
+                train()
+
+        self._train = within
+
     def finish(self) -> None:
         """Let the training end; it does no further step."""
         self._stopping = True
@@ -48,11 +60,17 @@ class Turn(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Hand the turn back and sleep. What Trainer does after this (logging) counts to the next turn."""
+        control.should_training_stop = self.ended()
+        return control
+
+    def ended(self) -> bool:
+        """The same for a training without callbacks: call it after each step; true means stop."""
+        if self._settle is not None:
+            self._settle()
         self._ended = time.perf_counter()
         self._done.release()
         self._go.acquire()
-        control.should_training_stop = self._stopping
-        return control
+        return self._stopping
 
     def _run(self) -> None:
         self._go.acquire()
