@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sail.errors import ConfigError, OracleError
-from sail.oracles.calls import CallOracle, Caps, Patience
+from sail.oracles.calls import CallOracle, Caps, Patience, Retry
 from sail.oracles.judge.client import Client
 from sail.oracles.judge.reply import Reply, read_reply, soft_verdict
 from sail.oracles.judge.rubric import load_rubric
@@ -18,7 +18,7 @@ from sail.oracles.judge.verdicts import Reading, read_score, read_verdict
 from sail.oracles.ledger import Answer, Call, Ledger
 from sail.types import Message, Pair, Preference, Prompt
 
-FORMAT = 1
+FORMAT = 2
 """Of fence and reading; part of settings(), so that a ledger tells answers apart that were asked for or read otherwise."""
 TOP_LOG_PROBS = 5
 """As many as every server gives."""
@@ -109,17 +109,31 @@ class _ServedJudge(CallOracle):
         """Ask once. An unreadable reply is an abstention with its reason, kept in the ledger: asking again
         would be paying for a coin."""
         message = self.message(call)
-        reply = read_reply(self.client.post(self._body(message)), message)
+        try:
+            reply = read_reply(self.client.post(self._body(message)), message, self.client.redact_error)
+        except Retry as again:
+            again.cost = self.prices.of(*again.tokens)
+            raise
+        # Before anything is cut to length: a piece of a key would no longer be known as one.
+        reply = replace(
+            reply,
+            text=self.redact(reply.text),
+            refusal=None if reply.refusal is None else self.client.redact_error(reply.refusal),
+        )
         refused = None, f"the judge refused: {(reply.refusal or '')[:120]}"
         probability, reason = self._read(reply) if reply.refusal is None else refused
         return Answer(
             probability,
-            None if reason is None else self.client.redact(reason),
-            self.client.redact(reply.text or reply.refusal or ""),
+            reason,
+            reply.text or reply.refusal or "",
             reply.tokens_in,
             reply.tokens_out,
             self.prices.of(reply.tokens_in, reply.tokens_out),
         )
+
+    def redact(self, text: str) -> str:
+        """Without the key."""
+        return self.client.redact(text)
 
     def close(self) -> None:
         """Close the connections to the server."""
