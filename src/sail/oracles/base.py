@@ -33,7 +33,7 @@ class Oracle(ABC):
         return {"name": self.name}
 
     def own_scores(self) -> ScoringOracle | None:
-        """What scores single responses with nothing wrapped around it, the oracle itself or a form of it; None if nothing does."""
+        """What scores single responses with nothing wrapped around it, itself or a form of it; None if nothing does."""
         return None
 
     def scorer(self) -> ScoringOracle | None:

@@ -185,7 +185,10 @@ class CallOracle(Oracle):
             answer = _checked(self.send(call))
         except Exception as error:
             told = str(error) if isinstance(error, Retry | OracleError) else _unexpected(error)
-            tokens, cost = (error.tokens, error.cost) if isinstance(error, Retry) else ((0, 0), 0.0)
+            tokens, cost = (0, 0), 0.0
+            if isinstance(error, Retry):
+                self._hold(error.after)
+                tokens, cost = error.tokens, error.cost
             seconds = time.perf_counter() - began
             self._settle(
                 call_id,
@@ -214,17 +217,20 @@ class CallOracle(Oracle):
         return self.budget.settle(self.ledger, call_id, answer, failed=failed)
 
     def _wait(self, attempt: int, after: float | None) -> float | None:
-        """Seconds until the next attempt; None if there is none. What the other side asks for holds for all calls."""
+        """Seconds until the next attempt; None if there is none."""
         if after is not None and after > self.patience.longest_wait:
             return None
-        if after is not None:
-            with self._lock:
-                self._not_before = max(self._not_before, time.monotonic() + after)
         if attempt + 1 >= self.patience.attempts:
             return None
         own = min(self.patience.first_wait * 2**attempt, self.patience.longest_wait)
         own *= _jitter(0.5, 1.0)
         return own if after is None else max(after, own) + _jitter(0.0, own / 2)
+
+    def _hold(self, after: float | None) -> None:
+        """No call of this process is sent before the time that the other side has asked for."""
+        if after is not None and after <= self.patience.longest_wait:
+            with self._lock:
+                self._not_before = max(self._not_before, time.monotonic() + after)
 
     def _pause(self, seconds: float, stop: threading.Event) -> None:
         """Wait, and then until the other side wants to be asked again, not all at the same moment; Stopped if the batch ends

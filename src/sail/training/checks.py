@@ -46,7 +46,7 @@ def checked_mixture(
 
 
 def oracle_advice(oracle: Oracle | None) -> list[str]:
-    """What a run file sets and Python does not: both orders of an oracle of paid calls, and a ledger that outlives the process."""
+    """What a run file sets and Python does not: both orders where calls are paid, and a ledger that outlives the process."""
     found = []
     for paid, symmetric in _paid(oracle, False):
         if not symmetric:
