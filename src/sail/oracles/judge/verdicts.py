@@ -84,7 +84,8 @@ def _read(reply: str | None, tiers: tuple[Finder, ...], what: str, cut: bool) ->
         if not matches:
             continue
         value, start, end = matches[-1]
-        rivals = {one for one, at, _ in matches if _line(text, at) == _line(text, start)}
+        begin, finish = text.rfind("\n", 0, start), text.find("\n", start)
+        rivals = {one for one, at, _ in matches if begin < at and (finish < 0 or at < finish)}
         if len(rivals) > 1:
             return Reading(None, f"several {what}s in one line: {_shown(reply)}")
         if value is None:
