@@ -134,6 +134,8 @@ def test_one_order_and_a_ledger_in_memory_are_said(tmp_path: Path) -> None:
     assert len(both) == 2
     assert "judge m is asked in one order only" in both[0]
     assert "in memory only" in both[1]
+    # One that is given is meant, as that of a dry run is.
+    assert oracle_advice(BothOrders(served(Ledger(":memory:")))) == []
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         assert oracle_advice(BothOrders(served(ledger))) == []
         assert oracle_advice(Noise(OneOrder(served(ledger)), 0.1)) == []

@@ -80,6 +80,7 @@ class CallOracle(Oracle):
             raise OracleError(f"The concurrency of oracle {name} must be at least 1; it is {concurrency}.")
         self.name = name
         self.ledger = ledger or Ledger(":memory:")
+        self.was_given_a_ledger = ledger is not None
         self.caps = caps or Caps()
         self.patience = patience or Patience()
         self.concurrency = concurrency

@@ -54,7 +54,7 @@ def oracle_advice(oracle: Oracle | None) -> list[str]:
                 f"sail: {paid.name} is asked in one order only, so its bias for a place goes into the labels. Wrap it: "
                 "sail.oracles.wrappers.BothOrders(oracle), or OneOrder at half the price."
             )
-        if str(paid.ledger.path) == ":memory:":
+        if not paid.was_given_a_ledger:
             found.append(
                 f"sail: the answers of {paid.name} are kept in memory only: a resumed run pays for them again, and its caps "
                 "begin anew. Give it a ledger: ledger=sail.oracles.ledger.Ledger(output_dir + '/ledger.sqlite')."
