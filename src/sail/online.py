@@ -14,7 +14,7 @@ from sail.errors import OracleError
 from sail.generation import Generator, response_positions
 from sail.mixture import Mixture, Share
 from sail.objective import orient as orient_label
-from sail.oracles import Oracle, ScoringOracle, ask
+from sail.oracles import Oracle, ask
 from sail.oracles.best_worst import best_and_worst
 from sail.oracles.policy import SELF
 from sail.types import Pair, Preference
@@ -139,13 +139,14 @@ def choose(examples: Sequence[Example], oracle: Oracle | None, seed: int) -> int
     examples = [example for example in examples if len(example.samples) > 2]
     if not examples:
         return 0
-    if not isinstance(oracle, ScoringOracle):
+    scorer = None if oracle is None else oracle.own_scores()
+    if oracle is None or scorer is None:
         raise OracleError(
             "pairing: best_worst needs an oracle that scores single responses. Give one of the form reward(prompts, responses), "
             "or use pairing: two."
         )
     choices, calls = best_and_worst(
-        oracle,
+        scorer,
         [example.row["prompt"] for example in examples],
         [[response.text for response in example.samples] for example in examples],
     )

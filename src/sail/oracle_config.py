@@ -27,6 +27,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sail.commands.wording import did_you_mean, shown
 from sail.oracle_wraps import KEYED_WRAPS, CapsConfig, LedgerFile, PairCapsConfig, Wraps, wrap_tag
+from sail.request_fields import refused_field
 from sail.section import Section
 
 RUBRICS = ("helpfulness", "safety")
@@ -176,6 +177,14 @@ class JudgeOracle(Section):
                 "not the key itself",
             )
         return name
+
+    @field_validator("extra")
+    @classmethod
+    def _may_be_sent(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        why = refused_field(extra)
+        if why is not None:
+            raise PydanticCustomError("secret", "{why}", {"why": why})
+        return extra
 
     @model_validator(mode="after")
     def _costs_are_known(self) -> JudgeOracle:

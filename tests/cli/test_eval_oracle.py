@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from eval_runs import train
+from fake_judge import FakeJudge, pieces, verdict
 
 from sail.config import config_from_dict
 from sail.errors import ConfigError, SailError
@@ -102,6 +104,64 @@ def test_an_oracle_that_only_compares_is_refused(home: Path) -> None:
     (home / "gold.py").write_text(GOLD, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"eval_oracle scores single answers, and gold\.py:shorter cannot"):
         train(home, "compares", eval_oracle={"kind": "function", "path": "gold.py:shorter"})
+
+
+def unsure(message: str) -> str:
+    """The fake judge's score, and nothing readable about every answer whose length is a multiple of three."""
+    return "no" if len(pieces(message)["response"]) % 3 == 0 else verdict(message)
+
+
+def expected(text: str) -> float | None:
+    return None if len(text) % 3 == 0 else min(10.0, 1.0 + text.split().count("w3"))
+
+
+def known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def test_a_single_score_judge_measures_and_its_abstentions_are_counted(home: Path) -> None:
+    with FakeJudge(judge=unsure) as server:
+        section = {"kind": "judge", "url": server.url, "model": "fake", "mode": "single"}
+        train_on = {"eval_steps": 4, "max_steps": 4, "final_samples": 20}
+        folder = train(home, "judged", eval_oracle=section, train=train_on)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    rows = results["samples"]
+    ours, theirs = ([expected(row[name]) for row in rows] for name in ("response", "reference"))
+    assert [row["gold"] for row in rows] == ours
+    assert 0 < len(known(ours)) < len(rows) == 20
+    gold, gain = results["metrics"]["gold"], results["metrics"]["gold_gain"]
+    assert gold["mean"] == pytest.approx(statistics.fmean(known(ours)))
+    assert (gold["n"], gold["abstained"]) == (len(known(ours)), 20 - len(known(ours)))
+    both = [a - b for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
+    assert gain["mean"] == pytest.approx(statistics.fmean(both))
+    assert (gain["n"], gain["abstained"]) == (len(both), 20 - len(both))
+    assert any("gave no score to" in note and "of 40 held-out answers" in note for note in results["notes"])
+    found = [line for line in lines(folder) if line.get("eval_gold") is not None]
+    assert found
+    assert found[-1]["eval_gold_abstained"] > 0
+    write_report([folder], home / "judged.html", title="judged")
+
+
+def test_a_single_score_judge_labels_the_best_and_the_worst_and_is_measured(home: Path) -> None:
+    with FakeJudge(judge=unsure) as server:
+        section = {"kind": "judge", "url": server.url, "model": "fake", "mode": "single"}
+        best = {"pairing": "best_worst", "samples_per_prompt": 4, "max_steps": 3, "final_samples": 10}
+        folder = train(home, "best", oracle=section, train={**best, "preset": "online-dpo", "eval_steps": 3})
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    rewards = [expected(row["response"]) for row in results["samples"]]
+    assert results["metrics"]["reward"]["mean"] == pytest.approx(statistics.fmean(known(rewards)))
+    assert results["metrics"]["win_rate"]["n"] <= len(known(rewards))
+    assert [line for line in lines(folder) if line.get("eval_reward") is not None]
+
+
+def test_a_wrapped_evaluation_oracle_is_refused(home: Path) -> None:
+    (home / "gold.py").write_text(GOLD, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"Remove eval_oracle\.wrap"):
+        train(
+            home,
+            "wrapped",
+            eval_oracle={"kind": "function", "path": "gold.py:brevity", "wrap": [{"noise": 0.1}]},
+        )
 
 
 def test_gold_that_fails_costs_its_own_numbers_only(home: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from fake_judge import FakeJudge, completion, pieces
 
 from sail.errors import ConfigError, OracleError
-from sail.oracles.calls import Caps, Patience
+from sail.oracles.calls import Caps, Patience, Retry
 from sail.oracles.judge import Judge, Prices, ScoreJudge
 from sail.oracles.judge.reply import read_reply
 from sail.oracles.ledger import Call, Ledger
@@ -331,8 +331,6 @@ def test_a_call_is_the_same_message_in_every_process() -> None:
 
 
 def test_replies_without_choices() -> None:
-    from sail.oracles.calls import Retry
-
     for found in (
         {},
         {"choices": []},

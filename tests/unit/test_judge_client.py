@@ -320,3 +320,26 @@ def test_a_timeout_that_is_none() -> None:
     for bad in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="timeout"):
             Client("http://127.0.0.1:1/v1", timeout=bad)
+
+
+def test_asterisks_are_a_masked_key_only_where_they_stand_between_its_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    client = Client("http://127.0.0.1:1/v1", api_key_env="JUDGE_KEY")
+    for said in ("***Winner: A***", "f(**a, ***b)", "****", "a***b"):
+        assert client.redact(said) == client.redact_error(said) == said
+    for masked in (f"{KEY[:5]}*****{KEY[-4:]}", f"{KEY[:7]}***", f"***{KEY[-3:]}."):
+        assert client.redact_error(f"key {masked}").rstrip(".") == "key [key]"
+    assert client.redact(KEY) == client.redact_error(KEY) == "[key]"
+
+
+@pytest.mark.parametrize("room", [280, 290, 296, 299])
+def test_a_key_at_the_edge_of_what_is_shown_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Cut first, its beginning would no longer be known as a piece of it."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with pytest.raises((Retry, OracleError)) as caught:
+        post(f"500:{'x ' * (room // 2)}{KEY}", api_key_env="JUDGE_KEY")
+    assert KEY[:3] not in texts_of(caught.value)

@@ -68,6 +68,11 @@ def test_a_final_bracketed_verdict_is_read_after_any_talk(letter: str, talk: str
         "A" * 200_000,
         "<think>" * 30_000,
         "*" * 99_999 + "B ,",
+        "[[A]] " * 20_000,
+        "Helpfulness: 9/10\n" * 6_000,
+        "my the final overall " * 5_000,
+        "Verdict: A is the " * 6_000,
+        "not " * 30_000 + "[[A]]",
     ],
 )
 @pytest.mark.timeout(5)

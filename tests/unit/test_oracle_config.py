@@ -143,6 +143,11 @@ def test_a_pairwise_judge_is_asked_in_both_orders_unless_told_otherwise(keys: st
             JUDGE[:-1] + ", mode: pairwize}",
             "oracle.mode is one of pairwise, single; it is 'pairwize'. Did you mean",
         ),
+        (JUDGE[:-1] + ", extra: {n: 4}}", "oracle.extra must not hold n: one reply is read per call."),
+        (
+            JUDGE[:-1] + ", extra: {metadata: {apiKey: sk-hidden}}}",
+            "oracle.extra must hold no secret, and apiKey looks like one",
+        ),
         (JUDGE[:-1] + ", timeout: yes}", "oracle.timeout must be a number; it is true."),
         (JUDGE.replace("http://127.0.0.1:1/v1", "127.0.0.1:1"), "oracle.url must be an address such as"),
         ("{kind: people, port: 70000}", "oracle.port must be at most 65535; it is 70000."),

@@ -9,9 +9,17 @@ from typing import Any
 
 from sail.data.encode import EncodedRow
 from sail.evaluation import win_rate
-from sail.evaluation.metrics import Numbers, kl_number, pair_numbers, response_numbers
+from sail.evaluation.metrics import (
+    Numbers,
+    gain_number,
+    kl_number,
+    pair_numbers,
+    response_numbers,
+    score_number,
+    unscored_note,
+)
 from sail.evaluation.responses import prompt_key
-from sail.evaluation.stats import mean_interval, paired_interval
+from sail.evaluation.stats import mean_interval
 from sail.generation import Sampled, SamplingSettings, TransformersGenerator
 from sail.generation.scoring import score_sequences, unwrapped
 from sail.oracles import Oracle, ScoringOracle
@@ -152,9 +160,7 @@ def _ask(
         rewards = oracle.score(prompts, ours.texts), oracle.score(prompts, theirs.texts)
         columns = {"reward": rewards[0], "reward_reference": rewards[1]}
         verdicts = win_rate.from_scores(*rewards)
-        findings.metrics["reward"] = asdict(mean_interval(rewards[0], clusters))
-        findings.metrics["reward_reference"] = asdict(mean_interval(rewards[1], clusters))
-        findings.metrics["reward_gain"] = asdict(paired_interval(*rewards, clusters))
+        _score_numbers(findings, "reward", oracle.name, *rewards, clusters)
     else:
         texts = zip(prompts, ours.texts, theirs.texts, strict=True)
         verdicts, calls = win_rate.judge(oracle, [Pair(*one) for one in texts])
@@ -173,10 +179,26 @@ def _score_gold(
     """What the evaluation oracle says of the same answers: gold, gold_reference and their paired difference gold_gain."""
     prompts: list[Prompt] = [row["prompt"] for row in closing.rows]
     given = gold.score(prompts, ours.texts), gold.score(prompts, theirs.texts)
-    findings.metrics["gold"] = asdict(mean_interval(given[0], closing.clusters))
-    findings.metrics["gold_reference"] = asdict(mean_interval(given[1], closing.clusters))
-    findings.metrics["gold_gain"] = asdict(paired_interval(*given, closing.clusters))
+    _score_numbers(findings, "gold", gold.name, *given, closing.clusters)
     return {"gold": given[0], "gold_reference": given[1]}
+
+
+def _score_numbers(
+    findings: Findings,
+    name: str,
+    who: str,
+    ours: Sequence[float | None],
+    theirs: Sequence[float | None],
+    clusters: Sequence[str],
+) -> None:
+    """The means and their paired difference into `findings`, as far as there is any score; a note where one is missing."""
+    numbers = {
+        name: score_number(ours, clusters),
+        f"{name}_reference": score_number(theirs, clusters),
+        f"{name}_gain": gain_number(ours, theirs, clusters),
+    }
+    findings.metrics.update({key: number for key, number in numbers.items() if number["n"]})
+    findings.notes += unscored_note(who, ours, theirs)
 
 
 def _samples(

@@ -12,10 +12,18 @@ from typing import Any
 from sail.data.encode import EncodedRow
 from sail.evaluation import win_rate
 from sail.evaluation.journal import Journal
-from sail.evaluation.metrics import Numbers, kl_number, pair_numbers, response_numbers
+from sail.evaluation.metrics import (
+    Numbers,
+    gain_number,
+    kl_number,
+    pair_numbers,
+    response_numbers,
+    score_number,
+    unscored_note,
+)
 from sail.evaluation.questions import Question, Score, converse, scores, table
 from sail.evaluation.responses import Questions, Speaker, in_chunks, log_probs, prompt_key, sample
-from sail.evaluation.stats import mean_interval, paired_interval
+from sail.evaluation.stats import mean_interval
 from sail.evaluation.win_rate import Verdict
 from sail.generation import Sampled, SamplingSettings
 from sail.oracles import Oracle, ScoringOracle
@@ -83,7 +91,7 @@ class Evaluation:
         self.texts: dict[str, list[str]] = {}
         self.log_ratios: dict[str, list[float]] = {}
         self.pairs: dict[str, list[tuple[float, float]]] = {}
-        self.rewards: dict[str, list[float]] = {}
+        self.rewards: dict[str, list[float | None]] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
         self.talks: list[list[Message]] = []
         self.scores: list[list[float | None]] = []
@@ -223,17 +231,19 @@ class Evaluation:
     def _asked(self) -> list[Prompt]:
         return [self.setup.questions.prompts[place] for place in self.setup.questions.places]
 
-    def _reward(self, oracle: ScoringOracle, part: str, texts: list[str]) -> list[float]:
+    def _reward(self, oracle: ScoringOracle, part: str, texts: list[str]) -> list[float | None]:
         prompts = self._asked()
 
         def chunk(rows: list[int]) -> list[dict[str, Any]]:
-            given = oracle.score([prompts[row] for row in rows], [texts[row] for row in rows])
+            given = oracle.score_to_keep([prompts[row] for row in rows], [texts[row] for row in rows])
             return [{"row": row, "reward": value} for row, value in zip(rows, given, strict=True)]
 
         what = f"{oracle.name} scores {part}"
         kept = in_chunks(len(texts), what, chunk, self.judgements, self.setup.batch_size)
         self.calls += len(texts)
-        return [float(row["reward"]) for row in kept]
+        found = [None if row["reward"] is None else float(row["reward"]) for row in kept]
+        self.notes += unscored_note(f"{oracle.name} ({part})", found)
+        return found
 
     def _judge(self, oracle: Oracle, name: str) -> list[Verdict]:
         part = part_of_rival(name)
@@ -288,13 +298,13 @@ class Evaluation:
     def _reward_numbers(self, clusters: Sequence[Hashable]) -> Numbers:
         if not self.rewards.get(POLICY):
             return {}
-        numbers = {"reward": mean_interval(self.rewards[POLICY], clusters)}
+        numbers = {"reward": score_number(self.rewards[POLICY], clusters)}
         for name in (REFERENCE, DATASET):
             if name in self.rewards:
-                numbers[f"reward_{name}"] = mean_interval(self.rewards[name], clusters)
+                numbers[f"reward_{name}"] = score_number(self.rewards[name], clusters)
         if REFERENCE in self.rewards:
-            numbers["reward_gain"] = paired_interval(self.rewards[POLICY], self.rewards[REFERENCE], clusters)
-        return {name: asdict(value) for name, value in numbers.items()}
+            numbers["reward_gain"] = gain_number(self.rewards[POLICY], self.rewards[REFERENCE], clusters)
+        return {name: number for name, number in numbers.items() if number["n"]}
 
     def _win_rate(self, name: str, clusters: Sequence[Hashable]) -> dict[str, Any]:
         both = zip(self.sampled[POLICY], self.sampled[part_of_rival(name)], strict=True)
@@ -309,7 +319,7 @@ class Evaluation:
         points = []
         if REFERENCE in self.rewards and self.at_one:
             none = {"mean": 0.0, "low": 0.0, "high": 0.0, "n": len(clusters), "clusters": len(set(clusters))}
-            reward = metrics["reward_reference"]
+            reward = score_number(self.rewards[REFERENCE], clusters)
             points.append({"step": 0, "reward": reward, "kl": none, "length": metrics["length_reference"]})
         for step in self.setup.checkpoints:
             points.append({"step": step, **self._point(part_of_step(step), clusters)})
@@ -318,14 +328,14 @@ class Evaluation:
         return sorted(points, key=lambda point: point["step"])
 
     def _frontier_samples(self) -> list[dict[str, Any]]:
-        """[{"step", "reward", "log_ratio"}] of the points that have both: lists in the order of `samples`. At the start every
-        log-ratio is 0."""
+        """[{"step", "reward", "log_ratio"}] of the points that have both of every answer: lists in the order of `samples`. At the
+        start every log-ratio is 0."""
         if not self.setup.frontier or not self.at_one:
             return []
         parts = {step: part_of_step(step) for step in self.setup.checkpoints}
         if self.setup.step is not None:
             parts[self.setup.step] = POLICY
-        found = []
+        found: list[dict[str, Any]] = []
         if REFERENCE in self.rewards:
             none = [0.0] * len(self.rewards[REFERENCE])
             found.append({"step": 0, "reward": self.rewards[REFERENCE], "log_ratio": none})
@@ -333,13 +343,13 @@ class Evaluation:
             if part in self.rewards and part in self.log_ratios:
                 row = {"step": step, "reward": self.rewards[part], "log_ratio": self.log_ratios[part]}
                 found.append(row)
-        return found
+        return [row for row in found if None not in row["reward"]]
 
     def _point(self, name: str, clusters: Sequence[Hashable]) -> dict[str, Any]:
         lengths = [float(len(one.ids)) for one in self.sampled[name]]
         has_reward, has_kl = name in self.rewards, name in self.log_ratios
         return {
-            "reward": asdict(mean_interval(self.rewards[name], clusters)) if has_reward else None,
+            "reward": score_number(self.rewards[name], clusters) if has_reward else None,
             "kl": kl_number(self.log_ratios[name], clusters) if has_kl else None,
             "length": asdict(mean_interval(lengths, clusters)),
         }

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sail.evaluation.diversity import SAMPLE, distinct, duplicates, self_repetition
-from sail.evaluation.stats import mean_interval, rate_interval, standard_error
+from sail.evaluation.stats import mean_interval, paired_interval, rate_interval, standard_error
 from sail.generation.base import Sampled
 
 Numbers = dict[str, dict[str, Any]]
@@ -30,6 +30,37 @@ def pair_numbers(
         "margin": asdict(mean_interval(margins, clusters)),
         "accuracy": asdict(rate_interval(right, clusters)),
     }
+
+
+def score_number(scores: Sequence[float | None], clusters: Sequence[Hashable]) -> dict[str, Any]:
+    """The mean over the answers that have a score; "abstained" counts the others, where there are any.
+
+    >>> score_number([1.0, None, 3.0], ["x", "y", "z"])["mean"]
+    2.0
+    """
+    kept = [place for place, score in enumerate(scores) if score is not None]
+    interval = mean_interval([scores[place] or 0.0 for place in kept], [clusters[place] for place in kept])
+    return {**asdict(interval), **_abstained(scores, kept)}
+
+
+def gain_number(
+    ours: Sequence[float | None], theirs: Sequence[float | None], clusters: Sequence[Hashable]
+) -> dict[str, Any]:
+    """The mean of ours - theirs over the prompts where both have a score; "abstained" counts the others, where there are any."""
+    kept = [place for place, both in enumerate(zip(ours, theirs, strict=True)) if None not in both]
+    a, b = ([scores[place] or 0.0 for place in kept] for scores in (ours, theirs))
+    return {**asdict(paired_interval(a, b, [clusters[place] for place in kept])), **_abstained(ours, kept)}
+
+
+def _abstained(scores: Sequence[float | None], kept: Sequence[int]) -> dict[str, int]:
+    return {"abstained": len(scores) - len(kept)} if len(kept) < len(scores) else {}
+
+
+def unscored_note(who: str, *scores: Sequence[float | None]) -> list[str]:
+    """That answers have no score, as a note; nothing where all have one."""
+    count, missing = sum(map(len, scores)), sum(score is None for some in scores for score in some)
+    told = f"{who} gave no score to {missing} of {count} held-out answers. They are left out: n counts the others."
+    return [told] if missing else []
 
 
 def kl_number(log_ratios: Sequence[float], clusters: Sequence[Hashable]) -> dict[str, Any]:

@@ -68,9 +68,15 @@ def judge(oracle: Oracle, pairs: Sequence[Pair]) -> tuple[list[Verdict], int]:
     return verdicts, calls + more
 
 
-def from_scores(ours: Sequence[float], theirs: Sequence[float]) -> list[Verdict]:
-    """Verdicts of a scoring oracle whose scores are known already: asking again would cost the same again."""
-    return [Verdict(0.5 + 0.5 * ((a > b) - (a < b))) for a, b in zip(ours, theirs, strict=True)]
+def from_scores(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[Verdict]:
+    """Verdicts of a scoring oracle whose scores are known already: asking again would cost the same again. An abstention where
+    either has no score."""
+    return [
+        Verdict(None, reason="no score")
+        if a is None or b is None
+        else Verdict(0.5 + 0.5 * ((a > b) - (a < b)))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
 
 
 def summary(

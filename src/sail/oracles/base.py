@@ -32,9 +32,13 @@ class Oracle(ABC):
         """What its answers depend on, JSON-able and without secrets: the key of its answers in a ledger."""
         return {"name": self.name}
 
+    def own_scores(self) -> ScoringOracle | None:
+        """What scores single responses with nothing wrapped around it, itself or a form of it; None if nothing does."""
+        return None
+
     def scorer(self) -> ScoringOracle | None:
         """The oracle that scores single responses, itself or the one inside it; None if there is none."""
-        return None
+        return self.own_scores()
 
     def report(self) -> dict[str, Any]:
         """What it has counted in this process, JSON-able; shown in results.json."""
@@ -50,13 +54,17 @@ class ScoringOracle(Oracle):
 
     symmetric = True
 
-    def scorer(self) -> ScoringOracle | None:
+    def own_scores(self) -> ScoringOracle | None:
         """Itself."""
         return self
 
     @abstractmethod
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """One finite score per response, higher is better."""
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float | None]:
+        """One finite score per response, higher is better; None where it has none, if it may abstain."""
+
+    def score_to_keep(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float | None]:
+        """The same where the scores are kept for good: OracleError where one is missing that another attempt may bring."""
+        return self.score(prompts, responses)
 
     def preference(self, first: float, second: float) -> Preference:
         """What the oracle says of a pair whose scores are known: p = sigmoid(first - second)."""
@@ -101,11 +109,16 @@ def for_measuring(oracle: Oracle | None) -> Oracle | None:
 
 
 def must_score(oracle: Oracle) -> Oracle:
-    """The same oracle; ConfigError unless it gives held-out answers a score by itself, without people."""
+    """The same oracle; ConfigError unless it gives held-out answers a score by itself, without people and wrappers."""
     if not isinstance(for_measuring(oracle), ScoringOracle):
         raise ConfigError(
             f"eval_oracle scores single answers, and {oracle.name} cannot. Give a reward(prompts, responses) function, a "
             "reward model or a judge with mode: single; sail eval measures win rates under any other oracle."
+        )
+    if oracle.own_scores() is None:
+        raise ConfigError(
+            f"eval_oracle.wrap would do nothing: a wrapper changes verdicts on pairs, and {oracle.name} gives scores there. "
+            "Remove eval_oracle.wrap."
         )
     return oracle
 

@@ -27,21 +27,26 @@ __all__ = ["Answer", "Call", "CallOracle", "Caps", "Patience", "Retry"]
 
 _log = logging.getLogger(__name__)
 
+MOST_TOKENS = 1_000_000_000
+"""No call takes more; a larger count is the other side's fault, and SQLite's sums have an end."""
+
 
 class Retry(Exception):
     """Raised by `send`: this attempt failed, another may succeed. `after`: seconds the other side asks to wait; math.inf gives
-    the row up."""
+    the row up. `tokens` (in, out) and `cost`: what the attempt took all the same, as far as the other side says it."""
 
-    def __init__(self, reason: str, after: float | None = None) -> None:
+    def __init__(
+        self, reason: str, after: float | None = None, *, tokens: tuple[int, int] = (0, 0), cost: float = 0.0
+    ) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.tokens, self.cost = after, tokens, cost
 
 
 @dataclass(frozen=True)
 class Patience:
     """How often an oracle is asked again, and how long is waited: `first_wait` doubled each time, with jitter, up to
-    `longest_wait` seconds. A wait that the other side asks for holds back all calls; one above `longest_wait` is not waited for:
-    the row abstains."""
+    `longest_wait` seconds. A wait that the other side asks for holds back all calls, makes no wait shorter, and ends at another
+    moment for each call; one above `longest_wait` is not waited for: the row abstains."""
 
     attempts: int = 4
     first_wait: float = 1.0
@@ -75,6 +80,7 @@ class CallOracle(Oracle):
             raise OracleError(f"The concurrency of oracle {name} must be at least 1; it is {concurrency}.")
         self.name = name
         self.ledger = ledger or Ledger(":memory:")
+        self.was_given_a_ledger = ledger is not None
         self.caps = caps or Caps()
         self.patience = patience or Patience()
         self.concurrency = concurrency
@@ -112,6 +118,10 @@ class CallOracle(Oracle):
     def settings(self) -> dict[str, Any]:
         """What its answers depend on, JSON-able and without secrets: the key of its answers in a ledger."""
         return {"name": self.name}
+
+    def redact(self, text: str) -> str:
+        """The text without the oracle's secrets. Everything that `send` says goes through it before it is stored or shown."""
+        return text
 
     # ---- a batch
 
@@ -154,7 +164,7 @@ class CallOracle(Oracle):
             except CapReached as reached:
                 return self._at_cap(reached)
             except Retry as again:
-                reason = str(again)
+                reason = self.redact(str(again))
                 next_wait = self._wait(attempt, again.after)
                 if next_wait is None:
                     break
@@ -176,7 +186,16 @@ class CallOracle(Oracle):
             answer = _checked(self.send(call))
         except Exception as error:
             told = str(error) if isinstance(error, Retry | OracleError) else _unexpected(error)
-            self._settle(call_id, Answer(None, told, seconds=time.perf_counter() - began), failed=True)
+            tokens, cost = (0, 0), 0.0
+            if isinstance(error, Retry):
+                self._hold(error.after)
+                tokens, cost = error.tokens, error.cost
+            seconds = time.perf_counter() - began
+            self._settle(
+                call_id,
+                Answer(None, told, tokens_in=tokens[0], tokens_out=tokens[1], cost=cost, seconds=seconds),
+                failed=True,
+            )
             raise
         except BaseException:
             self.budget.leave()
@@ -189,28 +208,39 @@ class CallOracle(Oracle):
         return answer
 
     def _settle(self, call_id: int, answer: Answer, *, failed: bool) -> Answer:
+        answer = replace(
+            answer,
+            reason=None if answer.reason is None else self.redact(answer.reason),
+            raw=None if answer.raw is None else self.redact(answer.raw),
+            tokens_in=_counted(answer.tokens_in),
+            tokens_out=_counted(answer.tokens_out),
+        )
         return self.budget.settle(self.ledger, call_id, answer, failed=failed)
 
     def _wait(self, attempt: int, after: float | None) -> float | None:
-        """Seconds until the next attempt; None if there is none. What the other side asks for holds for all calls."""
+        """Seconds until the next attempt; None if there is none."""
         if after is not None and after > self.patience.longest_wait:
             return None
-        if after is not None:
-            with self._lock:
-                self._not_before = max(self._not_before, time.monotonic() + after)
         if attempt + 1 >= self.patience.attempts:
             return None
-        if after is not None:
-            return 0.0
-        # Not the run's random numbers: when a call is repeated must not change what is sampled.
-        jitter = random.SystemRandom().uniform(0.5, 1.0)
-        return float(min(self.patience.first_wait * 2**attempt, self.patience.longest_wait) * jitter)
+        own = min(self.patience.first_wait * 2**attempt, self.patience.longest_wait)
+        own *= _jitter(0.5, 1.0)
+        return own if after is None else max(after, own) + _jitter(0.0, own / 2)
+
+    def _hold(self, after: float | None) -> None:
+        """No call of this process is sent before the time that the other side has asked for."""
+        if after is not None and after <= self.patience.longest_wait:
+            with self._lock:
+                self._not_before = max(self._not_before, time.monotonic() + after)
 
     def _pause(self, seconds: float, stop: threading.Event) -> None:
-        """Wait, and then until the other side wants to be asked again; Stopped if the batch ends meanwhile."""
-        stop.wait(seconds)
-        while not stop.is_set() and (left := self._not_before - time.monotonic()) > 0:
-            stop.wait(left)
+        """Wait, and then until the other side wants to be asked again, not all at the same moment; Stopped if the batch ends
+        meanwhile."""
+        wanted = time.monotonic() + seconds
+        held = self._not_before
+        while not stop.is_set() and (left := max(wanted, held) - time.monotonic()) > 0:
+            stop.wait(left + (_jitter(0.0, self.patience.first_wait / 2) if held >= wanted else 0.0))
+            held = self._not_before
         if stop.is_set():
             raise Stopped
 
@@ -236,6 +266,16 @@ class CallOracle(Oracle):
                 f"Oracle {self.name} has not answered {lost} rows in a row (the last reason: {reason}). Every answer so far is "
                 f"in the ledger ({self.ledger.path}). See that it can be reached, then resume."
             )
+
+
+def _counted(tokens: int) -> int:
+    """A number of tokens that can be added up."""
+    return min(max(tokens, 0), MOST_TOKENS)
+
+
+def _jitter(low: float, high: float) -> float:
+    """Not of the run's random numbers: when a call is repeated must not change what is sampled."""
+    return random.SystemRandom().uniform(low, high)
 
 
 def _preference(answer: Answer | Lost) -> Preference:

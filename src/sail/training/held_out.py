@@ -65,7 +65,8 @@ def answer_metrics(
     warn: Callable[[str], None],
 ) -> dict[str, float | None]:
     """One seeded sample per prompt: KL to the reference that the run began with (nats per response), length, share cut, the
-    oracle's reward and, where there is one, the evaluation oracle's (`gold`).
+    oracle's reward and, where there is one, the evaluation oracle's (`gold`). Answers without a score are left out of its mean
+    and, where there are any, counted as reward_abstained or gold_abstained.
 
     The seeds do not depend on the step, so checkpoints are compared on common random numbers.
     """
@@ -98,16 +99,19 @@ def answer_metrics(
             # Measuring must not cost a run what it has learned; labels are another matter.
             warn(f"Oracle {scorer.name} failed in an evaluation, which has no {name} therefore: {error}")
             given = []
-        interval = mean_interval(given)
+        scored = [value for value in given if value is not None]
+        interval = mean_interval(scored)
         numbers.update({name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high})
+        if len(scored) < len(given):
+            numbers[f"{name}_abstained"] = float(len(given) - len(scored))
     return numbers
 
 
-def scored_once(oracle: ScoringOracle, prompts: list[Prompt], responses: list[str]) -> list[float]:
+def scored_once(oracle: ScoringOracle, prompts: list[Prompt], responses: list[str]) -> Sequence[float | None]:
     """The oracle's scores, asked for by the first process only: all processes hold the same responses, and asking may cost money
     and differ from call to call. An error of the oracle reaches every process."""
     place, _ = place_among_processes()
-    answer: list[float] | SailError | None = None
+    answer: Sequence[float | None] | SailError | None = None
     if place == 0:
         try:
             answer = oracle.score(prompts, responses)

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -33,7 +33,7 @@ HOPELESS = {
 }
 EXCERPT = 300
 SECRET_WINDOW = 8
-_MASKED = re.compile(r"[\w-]*\*{3,}[\w-]*")
+_MASKED = re.compile(r"([\w.~+/=-]*)\*{3,}([\w.~+/=-]*)")
 _SECRET_QUERY = re.compile(r"key|token|secret|passw|signature|\bsig\b|code", re.IGNORECASE)
 
 
@@ -89,9 +89,9 @@ class Client:
         try:
             found = json.loads(reply)
         except (ValueError, RecursionError):
-            raise Retry(self.redact(f"the reply is not JSON: {_excerpt(reply)}")) from None
+            raise Retry(f"the reply is not JSON: {_excerpt(reply, self.redact_error)}") from None
         if not isinstance(found, dict):
-            raise Retry(self.redact(f"the reply is not a JSON object: {_excerpt(reply)}"))
+            raise Retry(f"the reply is not a JSON object: {_excerpt(reply, self.redact_error)}")
         return found
 
     def redact(self, text: str) -> str:
@@ -101,9 +101,21 @@ class Client:
             return text
         for form in {key, quote(key, safe="")}:
             text = text.replace(form, "[key]")
-        text = _MASKED.sub("[key]", text)
         pieces = {key[at : at + SECRET_WINDOW] for at in range(len(key) - SECRET_WINDOW + 1)}
         return _blank_out(text, [piece for piece in pieces if piece in text])
+
+    def redact_error(self, text: str) -> str:
+        """The same for what a server says went wrong, which may show the key's ends around asterisks: sk-ab***yz. In a judge's
+        reply asterisks are Markdown."""
+        key = os.environ.get(self.api_key_env or "", "").strip()
+
+        def masked(found: re.Match[str]) -> str:
+            head, tail = found.group(1), found.group(2).rstrip(".")
+            shows = (head and key.startswith(head)) or (tail and key.endswith(tail))
+            return "[key]" if shows else found.group()
+
+        text = _MASKED.sub(masked, text) if len(key) >= 4 else text
+        return self.redact(text)
 
     def close(self) -> None:
         """Close the connections; a later call opens new ones."""
@@ -143,9 +155,9 @@ class Client:
 
     def _refuse(self, status: int, headers: Mapping[str, str], reply: bytes) -> None:
         """Raise what a status other than 200 means."""
-        what = self.redact(f"HTTP {status}: {_server_message(reply)}")
+        what = f"HTTP {status}: {_server_message(reply, self.redact_error)}"
         if 300 <= status < 400:
-            where = self.redact(
+            where = self.redact_error(
                 urlsplit(headers.get("location", ""))._replace(query="", fragment="").geturl()
             )
             raise OracleError(
@@ -243,20 +255,20 @@ def _blank_out(text: str, pieces: list[str]) -> str:
     )
 
 
-def _server_message(reply: bytes) -> str:
-    """What the server says went wrong, on one line, ending with a full stop."""
+def _server_message(reply: bytes, redact: Callable[[str], str]) -> str:
+    """What the server says went wrong, redacted and then cut, on one line, ending with a full stop."""
     try:
         found = json.loads(reply)
         error = found.get("error", found) if isinstance(found, dict) else found
         text = error.get("message", "") if isinstance(error, dict) else str(error)
     except (ValueError, RecursionError):
         text = ""
-    text = " ".join(str(text).split())[:EXCERPT] or _excerpt(reply)
+    text = redact(" ".join(str(text).split()))[:EXCERPT] or _excerpt(reply, redact)
     return text if text.endswith(".") else text + "."
 
 
-def _excerpt(reply: bytes) -> str:
-    """The beginning of a reply, without markup and control characters."""
+def _excerpt(reply: bytes, redact: Callable[[str], str]) -> str:
+    """The beginning of a reply, without markup, control characters and secrets."""
     text = re.sub(
         r"<(script|style)\b.*?</\1>|<[^<>]*>",
         " ",
@@ -264,4 +276,4 @@ def _excerpt(reply: bytes) -> str:
         flags=re.S | re.I,
     )
     text = " ".join("".join(one if one.isprintable() else " " for one in text).split())
-    return repr(text[:EXCERPT]) if text else "an empty body"
+    return repr(redact(text)[:EXCERPT]) if text else "an empty body"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from sail.oracles.judge import patterns
 from sail.oracles.ledger import hash_of
 from sail.types import Prompt
 
@@ -19,7 +20,7 @@ BAR = "| "
 # What chat templates write around turns. A server renders the judged text into its template and most tokenizers then read these
 # as control tokens wherever they stand.
 _ROLE_MARKERS = re.compile(
-    r"<[|｜][\w.:/▁-]+[|｜]?>|<[\w.:/▁-]+[|｜]>"
+    r"<[|｜][\w.:/▁-]+[|｜]?>|<[\w.:/▁-]+[|｜]>|<[|｜]\s?[\w.:/▁-]+\s?[|｜]>"
     r"|<<\s*/?\s*SYS\s*>>"
     r"|\[\s*/?\s*(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|IMG)\s*\]"
     r"|</?\s*(?:s|bos|eos|pad|unk|think|tool_call|tool_response|start_of_turn|end_of_turn|extra_id_\d+|start_header_id"
@@ -32,6 +33,10 @@ _VERDICT = re.compile(
     rf"(?:[{_OPEN}]\s?[{_OPEN}]|[〚⟦])\s*([^{_OPEN}{_SHUT}\s]{{1,24}})\s*(?:[{_SHUT}]\s?[{_SHUT}]|[〛⟧])"
 )
 _INVISIBLE = re.compile("[\U000e0000-\U000e007f\u202a-\u202e\u2066-\u2069\u2060-\u2064\ufeff\u00ad\u200b]")
+# Joiners, marks of direction and fillers belong to ordinary text, but not beside what makes a marker or a verdict.
+_MAKERS = "<>|｜/" + _OPEN + _SHUT
+_JOINING = "[\u034f\u061c\u115f\u1160\u180e\u200c-\u200f\u3164\ufe00-\ufe0f]"
+_BESIDE = re.compile(f"(?<=[{_MAKERS}]){_JOINING}+|{_JOINING}+(?=[{_MAKERS}])")
 # All control characters but tab and what ends a line.
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f]")
 
@@ -56,9 +61,16 @@ def harmless(text: str) -> str:
     '< | im_end | > so: [ [A] ]'
     """
     text = _INVISIBLE.sub("", text.encode("utf-8", "replace").decode("utf-8"))
+    text = _BESIDE.sub("", text)
     text = _CONTROL.sub("\ufffd", text)
     text = _ROLE_MARKERS.sub(lambda found: _spaced(found.group()), text)
-    return _VERDICT.sub(lambda found: f"[ [{found.group(1)}] ]", text)
+    text = _VERDICT.sub(lambda found: f"[ [{found.group(1)}] ]", text)
+    # And whatever else the reader of verdicts would take for one.
+    for pattern in (patterns.BRACKETED, patterns.UNDECIDED, patterns.SCORE_BRACKETED):
+        for found in reversed(list(pattern.finditer(patterns.plain_form(text)))):
+            inside = text[found.start() + 2 : found.end() - 2]
+            text = f"{text[: found.start()]}[ [{inside}] ]{text[found.end() :]}"
+    return text
 
 
 def fenced(name: str, text: str, mark: str) -> str:

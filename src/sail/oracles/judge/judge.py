@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sail.errors import ConfigError, OracleError
-from sail.oracles.calls import CallOracle, Caps, Patience
+from sail.oracles.calls import CallOracle, Caps, Patience, Retry
 from sail.oracles.judge.client import Client
 from sail.oracles.judge.reply import Reply, read_reply, soft_verdict
 from sail.oracles.judge.rubric import load_rubric
+from sail.oracles.judge.scoring import JudgedScores, bradley_terry, score_of, to_unit
 from sail.oracles.judge.verdicts import Reading, read_score, read_verdict
 from sail.oracles.ledger import Answer, Call, Ledger
+from sail.request_fields import refused_field
 from sail.types import Message, Pair, Preference, Prompt
 
-FORMAT = 1
+FORMAT = 2
 """Of fence and reading; part of settings(), so that a ledger tells answers apart that were asked for or read otherwise."""
 TOP_LOG_PROBS = 5
 """As many as every server gives."""
-LOWEST, HIGHEST = 1.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class _ServedJudge(CallOracle):
         """url: base of the server's API, such as http://127.0.0.1:8000/v1. api_key_env: name of the
         environment variable with the key. rubric: helpfulness, safety, or a prompt file. temperature: of the
         judge's sampling. timeout: seconds per call. extra: fields for the request beside these, where None
-        takes a field away. Raises ConfigError, OracleError (no key) or MissingExtraError."""
+        takes a field away; secrets and what sail fills itself (model, messages, stream, n) are refused. Raises
+        ConfigError, OracleError (no key) or MissingExtraError."""
         super().__init__(
             name or f"judge {model}", ledger=ledger, caps=caps, patience=patience, concurrency=concurrency
         )
@@ -76,6 +77,9 @@ class _ServedJudge(CallOracle):
             raise ConfigError("oracle.model must name the model as the server knows it.")
         if max_tokens < 1 or temperature < 0:
             raise ConfigError("A judge needs max_tokens of at least 1 and a temperature of at least 0.")
+        why = refused_field(extra or {})
+        if why is not None:
+            raise ConfigError(f"oracle.extra {why}.")
         self.model, self.temperature, self.max_tokens = model, temperature, max_tokens
         self.prices, self.extra = prices or Prices(), dict(extra or {})
         self.rubric = load_rubric(rubric, self.mode)
@@ -109,17 +113,31 @@ class _ServedJudge(CallOracle):
         """Ask once. An unreadable reply is an abstention with its reason, kept in the ledger: asking again
         would be paying for a coin."""
         message = self.message(call)
-        reply = read_reply(self.client.post(self._body(message)), message)
+        try:
+            reply = read_reply(self.client.post(self._body(message)), message, self.client.redact_error)
+        except Retry as again:
+            again.cost = self.prices.of(*again.tokens)
+            raise
+        # Before anything is cut to length: a piece of a key would no longer be known as one.
+        reply = replace(
+            reply,
+            text=self.redact(reply.text),
+            refusal=None if reply.refusal is None else self.client.redact_error(reply.refusal),
+        )
         refused = None, f"the judge refused: {(reply.refusal or '')[:120]}"
         probability, reason = self._read(reply) if reply.refusal is None else refused
         return Answer(
             probability,
-            None if reason is None else self.client.redact(reason),
-            self.client.redact(reply.text or reply.refusal or ""),
+            reason,
+            reply.text or reply.refusal or "",
             reply.tokens_in,
             reply.tokens_out,
             self.prices.of(reply.tokens_in, reply.tokens_out),
         )
+
+    def redact(self, text: str) -> str:
+        """Without the key."""
+        return self.client.redact(text)
 
     def close(self) -> None:
         """Close the connections to the server."""
@@ -186,9 +204,13 @@ class ScoreJudge(_ServedJudge):
         """What the judge is told about a response."""
         return self.rubric.one(call.prompt, call.first)
 
+    def own_scores(self) -> JudgedScores:
+        """Its scores, None where it abstains."""
+        return JudgedScores(self)
+
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """Bradley-Terry on the scores; an abstention where either response got none."""
-        told = self._told([(pair.prompt, text) for pair in pairs for text in (pair.first, pair.second)])
+        told = self.told([(pair.prompt, text) for pair in pairs for text in (pair.first, pair.second)])
         return [
             _bradley_terry(first, second, self.score_temperature)
             for first, second in zip(told[::2], told[1::2], strict=True)
@@ -196,10 +218,10 @@ class ScoreJudge(_ServedJudge):
 
     def scores(self, responses: Sequence[tuple[Prompt, str]]) -> list[tuple[float | None, str | None]]:
         """The score of each (prompt, response), 1 to 10, or None with the reason."""
-        return [(_score_of(one), one.reason) for one in self._told(responses)]
+        return [(score_of(one), one.reason) for one in self.told(responses)]
 
-    def _told(self, responses: Sequence[tuple[Prompt, str]]) -> list[Preference]:
-        """Each response's score in the ledger's unit."""
+    def told(self, responses: Sequence[tuple[Prompt, str]]) -> list[Preference]:
+        """Each response's score as the ledger keeps it (score_of), or the reason why there is none."""
         return super().compare([Pair(prompt, text, "") for prompt, text in responses])
 
     def score(self, conversations: Sequence[Sequence[Message]]) -> list[float | None]:
@@ -212,31 +234,24 @@ class ScoreJudge(_ServedJudge):
                 f"{len(conversations)} have fewer than two messages, such as number {empty[0]}. Give it "
                 "conversations that end with an answer."
             )
-        told = self._told([(list(talk[:-1]), talk[-1]["content"]) for talk in conversations])
+        told = self.told([(list(talk[:-1]), talk[-1]["content"]) for talk in conversations])
         failed = [one for one in told if one.passing]
         if failed:
             raise OracleError(
                 f"Oracle {self.name} has no answer to {len(failed)} of {len(told)} conversations, the first: "
                 f"{failed[0].reason}. See that the judge can be reached, then ask again."
             )
-        return [_score_of(one) for one in told]
+        return [score_of(one) for one in told]
 
     def _read(self, reply: Reply) -> tuple[float | None, str | None]:
         reading = read_score(reply.text, cut=reply.cut)
-        return None if reading.value is None else (reading.value - LOWEST) / (
-            HIGHEST - LOWEST
-        ), reading.reason
-
-
-def _score_of(told: Preference) -> float | None:
-    """Back from the ledger's unit; scores have a few decimals only."""
-    return None if told.first_wins is None else round(LOWEST + told.first_wins * (HIGHEST - LOWEST), 6)
+        return None if reading.value is None else to_unit(reading.value), reading.reason
 
 
 def _bradley_terry(first: Preference, second: Preference, temperature: float) -> Preference:
-    scores = _score_of(first), _score_of(second)
+    scores = score_of(first), score_of(second)
     if scores[0] is None or scores[1] is None:
         silent = [one for one in (("first", first), ("second", second)) if one[1].first_wins is None]
         reasons = "; ".join(f"the {which} response has no score: {one.reason}" for which, one in silent)
         return Preference(None, reasons, passing=any(one.passing for _, one in silent))
-    return Preference(0.5 * (1.0 + math.tanh((scores[0] - scores[1]) / temperature / 2.0)))
+    return bradley_terry(scores[0], scores[1], temperature)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sail.oracles.calls import Retry
+from sail.oracles.calls import MOST_TOKENS, Retry
 from sail.oracles.judge.verdicts import Reading
 
 BYTES_PER_TOKEN = 3
@@ -15,6 +15,8 @@ BYTES_PER_TOKEN = 3
 RIVALS = {"a": "b", "b": "a", "first": "second", "second": "first"}
 KEPT = 20_000
 """Characters of a reply that are kept."""
+SHOWN = 200
+"""Characters of an error that are shown."""
 
 
 @dataclass(frozen=True)
@@ -37,28 +39,27 @@ class Reply:
     tokens_out: int
 
 
-def read_reply(found: Mapping[str, Any], message: str) -> Reply:
-    """The first choice of a chat completion; Retry if there is none (some gateways put an error into a reply of status 200).
+def read_reply(found: Mapping[str, Any], message: str, redact: Callable[[str], str] = str) -> Reply:
+    """The first choice of a chat completion; Retry if there is none (some gateways put an error into a reply of status 200), with
+    the tokens that it says to have taken.
 
-    message: what was asked, for the number of tokens if the server does not give it.
+    message: what was asked, for the number of tokens if the server does not give it. redact: takes secrets out of an error.
     """
+    usage = found.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
     choices = found.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
         error = found.get("error")
         said = error.get("message") if isinstance(error, Mapping) else error
-        raise Retry(
-            f"the reply has no choice: {' '.join(str(said).split())[:200]}"
-            if said
-            else "the reply has no choice"
-        )
+        told = f": {redact(' '.join(str(said).split()))[:SHOWN]}" if said else ""
+        spent = (_count(usage.get(name), "") for name in ("prompt_tokens", "completion_tokens"))
+        raise Retry(f"the reply has no choice{told}", tokens=(next(spent), next(spent)))
     choice = choices[0]
     inside = choice.get("message")
     said = inside if isinstance(inside, Mapping) else {}
     text, refusal, end = _text(said.get("content")), said.get("refusal"), choice.get("finish_reason")
     if not refusal and end == "content_filter":
         refusal = "its content filter"
-    usage = found.get("usage")
-    usage = usage if isinstance(usage, Mapping) else {}
     return Reply(
         text=text[:KEPT],
         cut=end == "length" or len(text) > KEPT,
@@ -156,5 +157,5 @@ def _text(content: Any) -> str:
 
 def _count(number: Any, text: str) -> int:
     if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
-        return number
+        return min(number, MOST_TOKENS)
     return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)

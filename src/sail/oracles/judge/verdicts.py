@@ -2,21 +2,25 @@
 
 Three tiers, and a lower one is only looked at where a higher one found nothing:
     1. double brackets                 [[A]]   [[8]]
-    2. a named verdict                 Answer: B   **Winner: A**   {"winner": "A"}   Score: 8/10   答案：B
-    3. a line of its own, last or first   A   **B**   Response A is better.   8   7 out of 10
-A line with two different verdicts decides nothing, nor does a reply that was cut before its end unless the verdict is its end.
+    2. a named verdict                 **Winner: A**   {"winner": "A"}   Final answer: B   Score: 8/10
+       a line that holds nothing else  Answer: B   答案：B   and, as the last one, A   **B**   Response A is better.   8
+    3. the first line, if it holds nothing else
+A line with two different verdicts decides nothing, nor does a verdict that is denied or blamed ("not [[A]]", "Winner: A is
+worse"), nor single scores that differ (style 9/10, truth 3/10), nor a reply that was cut before its end unless the verdict is
+its end.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sail.oracles.judge import patterns
 
 SHOWN = 60
+LOOKED_BACK = 120
+"""Characters before a verdict that are searched for a "not", or for what a score is of."""
 
 _AFTER_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _CLOSING_THOUGHT = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
@@ -69,17 +73,19 @@ Finder = Callable[[str], Iterator[Match]]
 def _read(reply: str | None, tiers: tuple[Finder, ...], what: str, cut: bool) -> Reading:
     if not reply or not reply.strip():
         return Reading(None, f"an empty reply{', cut at max_tokens' if cut else ''}")
-    text = _same_length_form(_without_thought(reply))
+    text = patterns.plain_form(_without_thought(reply))
     if not text.strip():
         return Reading(
             None, "the reply holds its thoughts only" + (": it was cut at max_tokens" if cut else "")
         )
+    text = patterns.DEFUSED.sub(_blank, text)
     for tier in tiers:
         matches = sorted(tier(text), key=lambda one: one[1])
         if not matches:
             continue
         value, start, end = matches[-1]
-        rivals = {one for one, at, _ in matches if _line(text, at) == _line(text, start)}
+        begin, finish = text.rfind("\n", 0, start), text.find("\n", start)
+        rivals = {one for one, at, _ in matches if begin < at and (finish < 0 or at < finish)}
         if len(rivals) > 1:
             return Reading(None, f"several {what}s in one line: {_shown(reply)}")
         if value is None:
@@ -93,20 +99,11 @@ def _read(reply: str | None, tiers: tuple[Finder, ...], what: str, cut: bool) ->
 
 def _without_thought(reply: str) -> str:
     """Thoughts between think tags blanked out, places kept."""
-
-    def blank(found: re.Match[str]) -> str:
-        return " " * len(found.group())
-
-    return _CLOSING_THOUGHT.sub(blank, _AFTER_THOUGHT.sub(blank, reply))
+    return _CLOSING_THOUGHT.sub(_blank, _AFTER_THOUGHT.sub(_blank, reply))
 
 
-def _same_length_form(text: str) -> str:
-    """Full-width letters, digits, brackets and colons as plain ones, character by character, so that places stay."""
-    plain = "".join(form if len(form := unicodedata.normalize("NFKC", one)) == 1 else one for one in text)
-    return plain.translate(_LOOKALIKES).replace("\r", "\n")
-
-
-_LOOKALIKES = str.maketrans("【】〚〛⟦⟧「」『』：＝→АаＡ", "[][][][][]:=:AaA")
+def _blank(found: re.Match[str]) -> str:
+    return " " * len(found.group())
 
 
 def _line(text: str, at: int) -> int:
@@ -118,12 +115,20 @@ def _shown(reply: str) -> str:
     return repr(words if len(words) <= SHOWN else words[: SHOWN - 1] + "…")
 
 
-def _lines(text: str) -> Iterator[tuple[str, int]]:
-    """The last line and the first one that hold more than markup, without it, each with its place."""
-    found = [one for one in re.finditer(r"[^\n]+", text) if one.group().strip(_MARKUP)]
-    for line in [found[-1], found[0]] if found else []:
+def _lines(text: str) -> list[tuple[str, int]]:
+    """The lines that hold more than markup, without it, each with its place."""
+    found = []
+    for line in re.finditer(r"[^\n]+", text):
         inside = line.group().strip(_MARKUP).removeprefix("- ").strip(_MARKUP)
-        yield inside, line.start() + line.group().index(inside)
+        if inside:
+            found.append((inside, line.start() + line.group().index(inside)))
+    return found
+
+
+def _whole(pattern: re.Pattern[str], line: tuple[str, int]) -> Iterator[re.Match[str]]:
+    """The pattern where it is all of a line, none or one."""
+    found = pattern.fullmatch(line[0])
+    return iter([] if found is None else [found])
 
 
 # ---- verdicts
@@ -134,26 +139,44 @@ def _worth(word: str) -> float:
 
 
 def _bracketed_verdicts(text: str) -> Iterator[Match]:
-    """[[A]] is a verdict, [[A/B]] is an unreadable one, and [[A]] if ... repeats the question."""
+    """[[A]] is a verdict, [[A/B]], "not [[A]]" and "[[A]] is worse" are unreadable ones; [[A]] if ... repeats the question."""
     for found in patterns.UNDECIDED.finditer(text):
         yield None, found.start(), found.end()
     for found in patterns.BRACKETED.finditer(text):
-        if not patterns.IF.match(text, found.end()):
-            yield _worth(found.group(1)), found.start(1), found.end(1)
+        if patterns.IF.match(text, found.end()):
+            continue
+        before = _before(text, found.start())
+        denied = patterns.DENIED.search(before) or patterns.BLAMED.match(text, found.end())
+        yield None if denied else _worth(found.group(1)), found.start(1), found.end(1)
 
 
 def _named_verdicts(text: str) -> Iterator[Match]:
-    for pattern in (patterns.LABELLED, patterns.BOXED):
-        for found in pattern.finditer(text):
-            yield _worth(found.group(1)), found.start(1), found.end(1)
+    """Named ones, and a last line that says nothing else: it comes after whatever was said on the way to it."""
+    for found in patterns.LABELLED.finditer(text):
+        group = 1 if found.group(1) is not None else 2
+        word, start, end = found.group(group), found.start(group), found.end(group)
+        if patterns.BLAMED.match(text, end):
+            yield None, start, end
+        elif group == 2 or patterns.ENDS.match(text, found.end()):
+            yield _worth(word), start, end
+    for found in patterns.BOXED.finditer(text):
+        yield _worth(found.group(1)), found.start(1), found.end(1)
+    lines = _lines(text)
+    for line in lines:
+        yield from _of_line(patterns.LABELLED_LINE, line)
+    for pattern in (patterns.LABELLED_LAST_LINE, patterns.ALONE):
+        for line in lines[-1:]:
+            yield from _of_line(pattern, line)
+
+
+def _of_line(pattern: re.Pattern[str], line: tuple[str, int]) -> Iterator[Match]:
+    for found in _whole(pattern, line):
+        yield _worth(found.group(1)), line[1] + found.start(1), line[1] + found.end(1)
 
 
 def _lone_verdicts(text: str) -> Iterator[Match]:
-    for line, at in _lines(text):
-        found = patterns.ALONE.fullmatch(line)
-        if found is not None:
-            yield _worth(found.group(1)), at + found.start(1), at + found.end(1)
-            return
+    for line in _lines(text)[:1]:
+        yield from _of_line(patterns.ALONE, line)
 
 
 _VERDICTS: tuple[Finder, ...] = (_bracketed_verdicts, _named_verdicts, _lone_verdicts)
@@ -162,36 +185,52 @@ _VERDICTS: tuple[Finder, ...] = (_bracketed_verdicts, _named_verdicts, _lone_ver
 # ---- scores
 
 
-def _scores(text: str, pattern: re.Pattern[str]) -> Iterator[Match]:
-    """A range (8-9) and another scale (80/100) are unreadable ones."""
-    for found in pattern.finditer(text):
-        other_scale = found.group(2) is not None and int(found.group(2)) != 10
-        if other_scale or patterns.RANGE.match(text, found.end(1)):
-            yield None, found.start(1), found.end(1)
-        else:
-            yield _number(found.group(1)), found.start(1), found.end()
-
-
-def _number(text: str) -> float:
-    return float(text.replace(",", ".").replace("−", "-"))
+def _score(found: re.Match[str], text: str, at: int = 0) -> Match:
+    """A range (8-9), another scale (80/100) and thousands (1,000) are unreadable ones. at: where `found` begins to count."""
+    place, number = at + found.start(1), found.group(1)
+    other_scale = found.re.groups > 1 and found.group(2) is not None and int(found.group(2)) != 10
+    if other_scale or patterns.RANGE.match(text, at + found.end(1)) or patterns.THOUSANDS.search(number):
+        return None, place, at + found.end(1)
+    return float(number.replace(",", ".").replace("−", "-")), place, at + found.end()
 
 
 def _bracketed_scores(text: str) -> Iterator[Match]:
-    yield from _scores(text, patterns.SCORE_BRACKETED)
+    for found in patterns.SCORE_BRACKETED.finditer(text):
+        yield _score(found, text)
 
 
 def _named_scores(text: str) -> Iterator[Match]:
-    """Score: 8, and 8/10 wherever it stands; what is both counts once."""
-    by_place = {match[1]: match for match in _scores(text, patterns.SCORE_OF_TEN)}
-    yield from (by_place | {match[1]: match for match in _scores(text, patterns.SCORE_LABELLED)}).values()
+    """Score: 8, and 8/10 wherever it stands (what is both counts once), and a last line of its own.
+
+    What is called a score, overall or final goes before scores of single qualities; where those differ they are unreadable.
+    """
+    by_place = {}
+    for pattern in (patterns.SCORE_OF_TEN, patterns.SCORE_LABELLED):
+        by_place.update({(match := _score(found, text))[1]: match for found in pattern.finditer(text)})
+    parts = list(by_place.values())
+    of_all = [match for match in parts if patterns.OF_ALL.match(_before(text, match[1]))]
+    lines = _lines(text)
+    own = [(patterns.SCORE_LINE, line) for line in lines] + [
+        (patterns.SCORE_ALONE, line) for line in lines[-1:]
+    ]
+    of_all += [_score(found, text, line[1]) for pattern, line in own for found in _whole(pattern, line)]
+    if of_all:
+        yield from of_all
+    elif len({_line(text, start) for _, start, _ in parts}) > 1 and len({match[0] for match in parts}) > 1:
+        yield from ((None, start, end) for _, start, end in parts)
+    else:
+        yield from parts
+
+
+def _before(text: str, at: int) -> str:
+    """The line of the place, up to it: its last LOOKED_BACK characters."""
+    return text[max(text.rfind("\n", 0, at) + 1, at - LOOKED_BACK) : at]
 
 
 def _lone_scores(text: str) -> Iterator[Match]:
-    for line, at in _lines(text):
-        found = patterns.SCORE_ALONE.fullmatch(line)
-        if found is not None:
-            yield _number(found.group(1)), at + found.start(1), at + found.end(1)
-            return
+    for line in _lines(text)[:1]:
+        for found in _whole(patterns.SCORE_ALONE, line):
+            yield _score(found, text, line[1])
 
 
 _SCORES: tuple[Finder, ...] = (_bracketed_scores, _named_scores, _lone_scores)
