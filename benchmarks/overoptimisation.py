@@ -255,7 +255,9 @@ def draw(found: dict[str, Any], path: Path) -> None:
                     one["x"], one["low"], one["high"], color=colours[name], alpha=0.12, linewidth=0
                 )
         panel.set_title(f"labelled by the {oracle}")
-        panel.set_xlabel("KL to the reference, nats per response")
+        panel.set_xlabel("KL to the reference, nats per response (logarithmic above 3)")
+        panel.set_xscale("symlog", linthresh=3)
+        panel.axhline(0, color="#999999", lw=0.8, ls=":")
         panel.spines[["top", "right"]].set_visible(False)
         if panel.lines:
             panel.legend(fontsize=7, frameon=False)
