@@ -55,8 +55,8 @@ LABELS: dict[str, Options] = {
         "kl_ref_policy": 0.01,
         "data_from_reference": True,
     },
-    "dpr .24, data .76, kl_ref .01, lr 3e-4, 250 steps": {
-        **routes(data=0.76, dpr=0.24),
+    "dpr .23, data .77, kl_ref .01, lr 3e-4, 250 steps": {
+        **routes(data=0.77, dpr=0.23),
         "learning_rate": 3e-4,
         "max_steps": 250,
         "kl_ref_policy": 0.01,

@@ -169,6 +169,8 @@ def work_of(arguments: SAILConfig, mixture: Mixture, compute: torch.dtype) -> Wo
         tempered=arguments.temperature != 1.0 and bool(mixture.corrected),
         checkpointing=checkpointing_of(arguments),
         compute=compute,
+        # Under ZeRO-3 the head's weights lie elsewhere, and the model's own logits are taken.
+        chunk=0 if split_of(arguments) == "zero3" else arguments.logprob_chunk,
     )
 
 

@@ -18,10 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from sail.errors import ConfigError, MissingExtraError
 from sail.generation.scoring import unwrapped
+from sail.objective import chunk_rows
 
 LOGIT_BYTES = 12
 """Peak bytes per logit of the pair loss: in bfloat16 the logits, their selected copy (2 each), the float32 copy and its
 log-softmax (4 each), in float32 three tensors of 4."""
+PICKED_LOGIT_BYTES = 8
+"""The same in float32 where the head is applied to response positions only: the logits, and the log-softmax that becomes their
+gradient."""
 TEMPERED_LOGIT_BYTES = 8
 """More for a second log-softmax, at the sampling temperature: kept for the backward pass beside its input."""
 SAMPLING_LOGIT_BYTES = 36
@@ -44,6 +48,7 @@ class Work:
     tempered: bool = False
     checkpointing: bool = False
     compute: torch.dtype = torch.float32
+    chunk: int | None = None
 
 
 @dataclass(frozen=True)
@@ -260,10 +265,21 @@ def _kept_by_autograd(model: Any, work: Work) -> int:
 
 
 def logit_bytes(model: Any, work: Work) -> int:
-    """Peak bytes of logits and their log-softmax over both responses, as if no position could be left out."""
+    """Peak bytes of logits and their log-softmax over both responses, as if no position could be left out; of one chunk where
+    they are made in chunks (option logprob_chunk), for models whose head can be reached."""
     vocabulary = unwrapped(model).config.get_text_config().vocab_size
-    each = LOGIT_BYTES + TEMPERED_LOGIT_BYTES * work.tempered
-    return 2 * work.rows * work.length * vocabulary * each
+    plain = work.chunk == 0 or work.compute != torch.float32
+    each = (LOGIT_BYTES if plain else PICKED_LOGIT_BYTES) + TEMPERED_LOGIT_BYTES * work.tempered
+    positions = 2 * work.rows * work.length
+    at_once = None if work.chunk == 0 else chunk_rows(positions, vocabulary, work.chunk)
+    if at_once is None or at_once >= positions:
+        return positions * vocabulary * each
+    # A trained head gets a gradient from every chunk: the sum so far, the next one, and the embedding's.
+    head = unwrapped(model).get_output_embeddings().weight
+    if head.requires_grad:
+        return max(at_once * vocabulary * each + 2 * bytes_of([head]), 3 * bytes_of([head]))
+    # A frozen one is kept in half precision too, where that is what it is multiplied in.
+    return at_once * vocabulary * each + head.numel() * work.compute.itemsize * (work.compute != head.dtype)
 
 
 # ---- sampling

@@ -217,7 +217,7 @@ def measured_peak(model: Any, work: Work, *, start: int) -> int:
     weights = list(model.parameters())
     with LiveBytes([*weights, *(one.grad for one in weights if one.grad is not None)]) as live:
         with autocast:
-            loss = response_scores(model, batch)[0].sum()
+            loss = response_scores(model, batch, chunk=work.chunk)[0].sum()
         loss.backward()
     return live.peak
 
@@ -250,6 +250,31 @@ def test_peak_logits_are_within_the_stated_factor() -> None:
     said = activation_bytes(estimated, work) + logit_bytes(estimated, work)
     found = measured_peak(LlamaForCausalLM(config).train(), work, start=1)
     assert found / FACTOR < said < found * FACTOR, (said, found, said / found)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16], ids=["float32", "autocast"])
+@pytest.mark.parametrize("chunk", [8, 32, 0])
+def test_logits_in_chunks_are_within_the_stated_factor(
+    chunk: int, compute: torch.dtype, adapter: bool
+) -> None:
+    """The same model with 8 or 32 of its 256 positions at a time, or with its own logits."""
+    config = shape(vocab_size=20_000, num_hidden_layers=1, hidden_size=64, intermediate_size=64)
+    work = Work(2, 64, chunk=chunk, compute=compute)
+    peft_config = lora() if adapter else None
+    estimated = with_adapter(shape_of(config), peft_config)
+    said = activation_bytes(estimated, work, peft_config) + logit_bytes(estimated, work)
+    model = LlamaForCausalLM(config)
+    found = measured_peak(
+        (get_peft_model(model, peft_config) if peft_config else model).train(), work, start=1
+    )
+    assert found / FACTOR < said < found * FACTOR, (said, found, said / found)
+
+
+def test_the_automatic_chunk_holds_2_to_the_25_logits() -> None:
+    frozen = with_adapter(shape_of(shape(vocab_size=20_000)), lora())
+    assert logit_bytes(frozen, Work(8, 512)) == 2**25 // 20_000 * 20_000 * 8
+    assert logit_bytes(frozen, Work(8, 512, chunk=0)) == 2 * 8 * 512 * 20_000 * 12
 
 
 def test_activations_grow_by_the_same_for_every_layer() -> None:
