@@ -84,9 +84,9 @@ def export(
     """Write the answers as preference rows: prompt, chosen, rejected, score_chosen, score_rejected; TRL's explicit format.
 
     A row is a pair of texts, whichever orders were asked: p is the mean over them, score_chosen = max(p, 1 - p), score_rejected
-    the rest. Ties, pairs of which an order has no verdict, and those below `min_confidence` are left out and counted; so are pairs of
-    which one order alone was asked where a run asks both (a cap came in between), unless `one_order`. The answers must be of one
-    oracle. Raises ConfigError, DataError or MissingExtraError.
+    the rest. Ties, pairs of which an order has no verdict, and those below `min_confidence` are left out and counted; so are
+    pairs of which one order alone was asked where a run asks both (a cap came in between), unless `one_order`. The answers must
+    be of one oracle. Raises ConfigError, DataError or MissingExtraError.
     """
     if target.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"{target} is neither .jsonl nor .parquet. Choose one of these endings.")

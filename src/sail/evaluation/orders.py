@@ -38,9 +38,9 @@ def orders_of(ledger: Ledger) -> list[Row]:
     """The position bias of each oracle that the run of `ledger` asks in both orders or in one, over the pairs that it has asked
     about (over all of the file where others have paid for every answer):
 
-    [{"oracle", "oracle_hash", "order", "pairs", "first_wins", "bias", "disagreement"}]. first_wins: the mean probability given to
-    the response shown first, 1/2 without bias; bias: that less 1/2; disagreement: the share of pairs whose winner changes with the
-    order (None where one order is asked). Each with its n and a 95% interval, clustered by prompt.
+    [{"oracle", "oracle_hash", "order", "pairs", "first_wins", "bias", "disagreement"}]. first_wins: the mean probability given
+    to the response shown first, 1/2 without bias; bias: that less 1/2; disagreement: the share of pairs whose winner changes
+    with the order (None where one order is asked). Each with its n and a 95% interval, clustered by prompt.
     """
     used = {use.oracle_hash: use.orders for use in ledger.uses() if use.run == ledger.run}
     found: dict[str, _Oracle] = {}

@@ -46,7 +46,7 @@ class Oracle(ABC):
 
     def asked_in(self, orders: str) -> None:
         """A wrapper says in which orders it asks (both_orders, one_order); what keeps a ledger enters it there."""
-        return None
+        return
 
     def settings(self) -> dict[str, Any]:
         """What its answers depend on, JSON-able and without secrets: the key of its answers in a ledger."""

@@ -90,7 +90,7 @@ class Budget:
         caps = self.caps
         if caps.calls is not None and spent.calls >= caps.calls:
             self._reach(f"{caps.calls} calls")
-        # What is in flight may cost less than the dearest call did; what a dead process has left open is counted as that for good.
+        # What is in flight may cost less than the dearest call; what a dead process has left open counts as that for good.
         in_flight = max(self._in_flight, spent.in_flight)
         measured = caps.tokens is not None or caps.cost is not None
         if measured and in_flight and spent.calls == spent.open + spent.failed:

@@ -26,7 +26,7 @@ class Committee(Oracle):
         at_least: int | None = None,
         name: str = "committee",
     ) -> None:
-        """at_least: members that must answer; null = 2 where `abstain_above` is set, because one alone cannot disagree, else 1."""
+        """at_least: members that must answer; None = 2 where `abstain_above` is set (one alone cannot disagree), else 1."""
         if not members:
             raise OracleError("A committee has no members. Give it at least one oracle.")
         least = at_least if at_least is not None else 1 if abstain_above is None else min(2, len(members))

@@ -127,8 +127,8 @@ def _is_new(db: sqlite3.Connection, path: Path | str) -> bool:
         return False
     if head.application == APPLICATION:
         raise OracleError(
-            f"The ledger {path} has version {head.version}, and this sail reads and writes version {VERSION}. Use the sail that wrote "
-            "it, or another file."
+            f"The ledger {path} has version {head.version}, and this sail reads and writes version {VERSION}. Use the sail "
+            "that wrote it, or another file."
         )
     if head.tables:
         raise OracleError(

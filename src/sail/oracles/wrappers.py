@@ -80,7 +80,7 @@ class _Order(Wrapper):
 
     def asked_in(self, orders: str) -> None:
         """Nothing more: how the inner oracle is asked is decided here."""
-        return None
+        return
 
 
 class BothOrders(_Order):

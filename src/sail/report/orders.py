@@ -1,4 +1,4 @@
-"""Does the order of two responses decide? What the ledger, the audit or the wrappers of a run say of it, the best source first."""
+"""Does the order of two responses decide? What the ledger, the audit or the wrappers of a run say, the best source first."""
 
 from __future__ import annotations
 
