@@ -29,8 +29,9 @@ from sail.training.progress import ReadableProgress, StopOnSignal
 
 @dataclass(frozen=True)
 class RewardPairs:
-    """Pairs as a reward model reads them, and what happened to the others: cut at max_length, equal as ids, unreadable. rows: those
-    that can be read, the equal ones among them."""
+    """Pairs as a reward model reads them, and what happened to the others: cut at max_length, equal as ids, unreadable.
+
+    rows: those that can be read, the equal ones among them."""
 
     pairs: list[tuple[WholeInput, WholeInput]]
     cut: int

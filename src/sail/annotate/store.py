@@ -108,8 +108,8 @@ class Annotations:
         with self._transaction() as db:
             if db.execute("SELECT 1 FROM facts WHERE name = 'kind' AND value = 'training'").fetchone():
                 raise OracleError(
-                    f"{self.path} holds the pairs and verdicts of a run that asks people, and other pairs would replace them. Give "
-                    "another file with --labels, or label the run itself: sail annotate RUN."
+                    f"{self.path} holds the pairs and verdicts of a run that asks people, and other pairs would replace them. "
+                    "Give another file with --labels, or label the run itself: sail annotate RUN."
                 )
             db.execute("DELETE FROM queue")
             self._enqueue(db, items, wanted, 0)

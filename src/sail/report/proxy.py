@@ -15,8 +15,9 @@ MARKS = {"gold": "-", "proxy": "--"}
 def chart(records: list[RunRecord]) -> Row | None:
     """Gains over the start in its standard deviations over prompts, so that two scales fit one plot; None without an eval_oracle.
 
-    A run with an eval_oracle has both lines, gold's alone where the labelling oracle gives no scores. One that was labelled by that very oracle has gold's, from its own reward. Gain and
-    deviation: (mean at the evaluation - mean at the start) / sd over prompts of the reference's scores in results.json.
+    A run with an eval_oracle has both lines, gold's alone where the labelling oracle gives no scores. One that was labelled by
+    that very oracle has gold's, from its own reward. Gain and deviation: (mean at the evaluation - mean at the start) / sd over
+    prompts of the reference's scores in results.json.
     """
     golds = {described(record.config.get("eval_oracle")) for record in records} - {None}
     series, unscored, measured = [], [], False
