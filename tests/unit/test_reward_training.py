@@ -188,7 +188,8 @@ def test_a_language_model_becomes_a_reward_model_that_has_learned_the_rule(run: 
 def test_a_held_out_row_that_was_skipped_is_not_scored_either(run: Any, tmp_path: Path) -> None:
     """Its template refuses the role: it used to end the training that had been finished a moment before."""
     tokenizer = tiny.make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}{{ m.content }} {% endfor %}"
+    refuses = "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}" + refuses + "{{ m.content }} {% endfor %}"
     tokenizer.save_pretrained(tmp_path / "lm")
     with Path("held.jsonl").open("a") as file:
         for role in ("tool", "user"):
