@@ -102,7 +102,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
 
 def test_what_goes_into_the_request_must_stay_word_for_word() -> None:
     """In `extra`, timeout is a field of the request and null takes one away; neither is an option of sail's."""
-    judge = yaml.safe_load(SECTIONS["judge"])["oracle"]
+    judge = yaml.safe_load(SECTIONS["judge"])
 
     def seen(extra: dict[str, Any] | None) -> Any:
         return lasting({**judge, "extra": extra} if extra is not None else judge)
