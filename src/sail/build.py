@@ -253,7 +253,7 @@ def run_training(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
         if ledger is not None:
-            begin_ledger(ledger, config, overwrite=overwrite)
+            begin_ledger(ledger, overwrite=overwrite)
     # Nobody opens a file that the main process is about to remove.
     trainer.accelerator.wait_for_everyone()
     start_model = weights_fingerprint(trainer.model)  # a checkpoint is only loaded by train

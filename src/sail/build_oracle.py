@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from transformers import TrainerCallback
 from sail.config import RunConfig
 from sail.data.encode import EncodedDataset
 from sail.errors import ConfigError, MissingExtraError
+from sail.evaluation.orders import orders_of
 from sail.oracle_config import (
     CommitteeOracle,
     FunctionOracle,
@@ -23,8 +23,9 @@ from sail.oracle_config import (
 )
 from sail.oracle_wraps import CapsConfig, NoiseWrap
 from sail.oracles import Oracle, as_oracle, for_measuring, load_callable, without_people
-from sail.oracles.calls import Caps, Patience
+from sail.oracles.calls import CallOracle, Caps, Patience
 from sail.oracles.ledger import LEDGER, Ledger
+from sail.oracles.ledger_place import run_name
 from sail.oracles.wrappers import BothOrders, Budgeted, Committee, Noise, OneOrder, Remember
 from sail.types import Pair
 
@@ -44,21 +45,23 @@ def make_ledger(config: RunConfig) -> Ledger | None:
     folder = Path(config.train.output_dir)
     named = ledger_path(config)
     path = folder / LEDGER if named is None else Path(named)
-    return Ledger(path, run=Path(os.path.relpath(folder, path.parent)).as_posix(), at_once=False)
+    return Ledger(path, run=run_name(folder, path), at_once=False)
 
 
 def make_oracle(config: RunConfig, ledger: Ledger | None = None) -> Oracle | None:
     """The oracle of the run, or None. `ledger`: that of make_ledger; without one, what needs a ledger keeps it in memory."""
     if config.oracle is None:
         return None
-    return _Builder(config, ledger or Ledger(":memory:", at_once=False)).build(config.oracle)
+    return _Builder(config, ledger or Ledger(":memory:", at_once=False)).build(config.oracle, "oracle")
 
 
 def make_eval_oracle(config: RunConfig, ledger: Ledger | None = None) -> Oracle | None:
     """What scores held-out answers beside the oracle, or None; `ledger` as in make_oracle."""
     if config.eval_oracle is None:
         return None
-    return _Builder(config, ledger or Ledger(":memory:", at_once=False)).build(config.eval_oracle)
+    return _Builder(config, ledger or Ledger(":memory:", at_once=False)).build(
+        config.eval_oracle, "eval_oracle"
+    )
 
 
 def ledger_path(config: RunConfig) -> str | None:
@@ -82,11 +85,11 @@ def oracle_of_run(config: RunConfig, run: Path | None) -> Oracle | None:
     return for_measuring(make_oracle(config, make_ledger(config)))
 
 
-def begin_ledger(ledger: Ledger, config: RunConfig, *, overwrite: bool) -> None:
-    """Open the ledger when the run begins. Of an overwritten run, a ledger of its own is gone with the folder; in a shared one
-    its calls stay, and no longer count for its caps."""
+def begin_ledger(ledger: Ledger, *, overwrite: bool) -> None:
+    """Open the ledger when the run begins. The calls of an overwritten run stay in it: they answer questions, and no longer count
+    for its caps."""
     ledger.open()
-    if overwrite and ledger_path(config) is not None:
+    if overwrite:
         ledger.retire()
 
 
@@ -122,6 +125,7 @@ def oracle_results(oracle: Oracle | None, ledger: Ledger | None) -> dict[str, An
             failed=spent.failed,
             possibly_paid=spent.open,
             remembered=spent.remembered,
+            orders=orders_of(ledger),
         )
     return {**results, **oracle.report()}
 
@@ -148,14 +152,16 @@ class _Builder:
         self.folder = Path(config.train.output_dir)
         self.ledger = ledger
 
-    def build(self, section: Any) -> Oracle:
-        """The section's oracle with everything around it."""
-        oracle = self._plain(section)
+    def build(self, section: Any, place: str) -> Oracle:
+        """The section's oracle with everything around it; `place`: its dotted key in the run file, by which its caps go."""
+        oracle = self._plain(section, place)
+        oracle.place = place
         for wrap in section.wrap:
-            oracle = self._wrapped(oracle, wrap)
+            oracle = self._wrapped(oracle, wrap, place)
+            oracle.place = place
         return oracle
 
-    def _plain(self, section: Any) -> Oracle:
+    def _plain(self, section: Any, place: str) -> Oracle:
         if isinstance(section, FunctionOracle):
             name = Path(section.path).name
             return as_oracle(load_callable(section.path), temperature=section.temperature, name=name)
@@ -166,10 +172,12 @@ class _Builder:
         if isinstance(section, PeopleOracle):
             return self._people(section)
         assert isinstance(section, CommitteeOracle)
-        members = [self.build(member) for member in section.members]
-        return Committee(members, abstain_above=section.abstain_above)
+        members = [
+            self.build(member, f"{place}.members.{number}") for number, member in enumerate(section.members)
+        ]
+        return Committee(members, abstain_above=section.abstain_above, at_least=section.at_least)
 
-    def _wrapped(self, oracle: Oracle, wrap: Any) -> Oracle:
+    def _wrapped(self, oracle: Oracle, wrap: Any, place: str) -> Oracle:
         if isinstance(wrap, str):
             if wrap == "remember":
                 return Remember(oracle, self.ledger)
@@ -178,6 +186,7 @@ class _Builder:
             return Noise(oracle, wrap.noise, seed=wrap.seed)
         # What is asked can only be counted over resumes where it is remembered.
         inner = oracle if isinstance(oracle, Remember) else Remember(oracle, self.ledger)
+        inner.place = place
         return Budgeted(inner, wrap.budget.calls, at_cap=wrap.budget.at_cap)
 
     def _reward_model(self, section: RewardModelOracle) -> Oracle:
@@ -196,7 +205,7 @@ class _Builder:
         if section.prices is not None:
             per_million = section.prices.model_dump()
             options["prices"] = _part("judge", "Prices")(per_million["in"], per_million["out"])
-        made: Oracle = _part("judge", part)(
+        made: CallOracle = _part("judge", part)(
             section.url,
             section.model,
             ledger=self.ledger,
@@ -204,6 +213,7 @@ class _Builder:
             patience=Patience(attempts=section.attempts),
             **options,
         )
+        made.budget.call_seconds = section.timeout
         return made
 
     def _people(self, section: PeopleOracle) -> Oracle:

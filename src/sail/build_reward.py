@@ -267,13 +267,14 @@ def _results(config: RunConfig, parts: _Parts, trainer: Any, folder: Path) -> di
         ],
         "notes": [],
     }
-    if parts.held_rows is None:
+    if parts.held_rows is None or parts.held_out is None:
         results["notes"].append("There are no held-out pairs (reward.eval, data.eval): nothing was measured.")
         return results
     # Through the folder that was saved, and through the oracle that a run will ask.
     batch_size = trainer.args.per_device_eval_batch_size
     oracle = RewardModel(str(folder), batch_size=batch_size, max_length=parts.start.max_length)
-    results.update(judge_pairs(oracle, parts.held_rows.rows))
+    results.update(judge_pairs(oracle, parts.held_out.rows))
+    results["held_out_skipped"] = len(parts.held_rows.skipped) + len(parts.held_out.skipped)
     title = f"{folder.name}: {results['accuracy']['n']} held-out pairs"
     (folder / PICTURE).write_text(reliability_picture(results["reliability"], title), encoding="utf-8")
     return results

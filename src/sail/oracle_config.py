@@ -242,6 +242,11 @@ class CommitteeOracle(Section):
         le=1,
         description="Abstain where the members' probabilities lie further apart than this; null = never.",
     )
+    at_least: int | None = Field(
+        default=None,
+        gt=0,
+        description="Members that must answer; null = 2 with abstain_above (one alone cannot disagree), else 1.",
+    )
     wrap: Wraps = ()
     ledger: LedgerFile = None
 
@@ -250,6 +255,10 @@ class CommitteeOracle(Section):
         if any(member.ledger is not None for member in self.members):
             raise PydanticCustomError(
                 "refused", "a committee keeps one ledger. Set its own, and none for its members"
+            )
+        if self.at_least is not None and self.at_least > len(self.members):
+            raise PydanticCustomError(
+                "refused", "at_least is more than the committee has members. Set it lower, or null"
             )
         return self
 
@@ -278,12 +287,16 @@ MAY_CHANGE = (
 
 
 def lasting(raw: Any) -> Any:
-    """A raw oracle section without the keys that may change from one resume to the next."""
+    """A raw oracle section without the keys that may change from one resume to the next. What stands in `extra` goes into the
+    request word for word, so it stays, with its nulls, which take a field away."""
     if isinstance(raw, dict):
-        kept = {key: lasting(value) for key, value in raw.items() if key not in MAY_CHANGE}
-        return {
-            key: value for key, value in kept.items() if value not in (None, [], {})
-        }  # as if it were not written
+        kept = {
+            key: value if key == "extra" else lasting(value)
+            for key, value in raw.items()
+            if key not in MAY_CHANGE
+        }
+        # As if it were not written.
+        return {key: value for key, value in kept.items() if value not in (None, [], {})}
     return [lasting(one) for one in raw] if isinstance(raw, list) else raw
 
 

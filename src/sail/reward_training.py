@@ -29,12 +29,15 @@ from sail.training.progress import ReadableProgress, StopOnSignal
 
 @dataclass(frozen=True)
 class RewardPairs:
-    """Pairs as a reward model reads them, and what happened to the others: cut at max_length, equal as ids, unreadable."""
+    """Pairs as a reward model reads them, and what happened to the others: cut at max_length, equal as ids, unreadable.
+
+    rows: those that can be read, the equal ones among them."""
 
     pairs: list[tuple[WholeInput, WholeInput]]
     cut: int
     identical: int
     skipped: list[str]
+    rows: list[Row]
 
     @property
     def fingerprint(self) -> str:
@@ -98,7 +101,7 @@ def load_start(name: str, *, tokenizer: str | None, max_length: int | None, seed
 
 def encode_pairs(rows: Sequence[Row], start: Start, *, bad_rows: str) -> RewardPairs:
     """All pairs as ids. A pair that is the same as ids teaches nothing: it is left out, and counted."""
-    bad, pairs, cut, identical = BadRows(bad_rows), [], 0, 0
+    bad, pairs, kept, cut, identical = BadRows(bad_rows), [], [], 0, 0
     for row in rows:
         try:
             both = [
@@ -110,12 +113,13 @@ def encode_pairs(rows: Sequence[Row], start: Start, *, bad_rows: str) -> RewardP
         except DataError as error:
             bad.add(DataError(f"{row.origin}: {error}"))
             continue
+        kept.append(row)
         (chosen, chosen_cut, _), (rejected, rejected_cut, _) = both
         identical += chosen.ids == rejected.ids
         cut += chosen_cut + rejected_cut
         if chosen.ids != rejected.ids:
             pairs.append((chosen, rejected))
-    return RewardPairs(pairs, cut, identical, bad.finish(len(pairs), "tokenising the pairs"))
+    return RewardPairs(pairs, cut, identical, bad.finish(len(pairs), "tokenising the pairs"), kept)
 
 
 class PairCollator:

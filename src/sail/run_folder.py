@@ -14,7 +14,6 @@ from sail.errors import ConfigError
 from sail.evaluation.audit import ANSWERS, AUDIT
 from sail.fields import MAY_CHANGE
 from sail.oracle_config import lasting
-from sail.oracles.ledger import LEDGER
 from sail.results import RESULTS
 from sail.training.checkpoints import checkpoints, is_complete
 from sail.training.memory import MEMORY
@@ -46,7 +45,8 @@ def holds_a_run(folder: Path) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run writes. The user's own files stay, and so do people's labels: they count where a pair is asked again."""
+    """Remove what a run writes. The user's own files stay, and so does what was paid for: people's labels, and a ledger, in which
+    other runs may be writing; both count where a pair is asked again."""
     for path in [
         *checkpoints(folder),
         *(folder / name for name in ("model", "adapter", "eval", ROUNDS, REF_CACHE)),
@@ -64,8 +64,6 @@ def clear(folder: Path) -> None:
         "report.json",
     ):
         (folder / name).unlink(missing_ok=True)
-    for ending in ("", "-wal", "-shm"):
-        (folder / f"{LEDGER}{ending}").unlink(missing_ok=True)
     if (folder / ANNOTATIONS).exists():
         labels = Annotations(folder / ANNOTATIONS)
         labels.forget_queue()
@@ -90,10 +88,9 @@ def _begun_with(text: str) -> dict[str, Any]:
     """The settings that must stay, by dotted key."""
     values = yaml.safe_load(text)
     train = {key: value for key, value in (values.get("train") or {}).items() if key not in MAY_CHANGE}
+    oracles = {name: lasting(values.get(name)) for name in ("oracle", "eval_oracle")}
     # What is done with a finished run concerns no step of it.
-    return _flat(
-        {**values, "train": train, "oracle": lasting(values.get("oracle")), "eval": None, "merge": None}
-    )
+    return _flat({**values, **oracles, "train": train, "eval": None, "merge": None})
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, Any]:

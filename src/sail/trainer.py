@@ -229,7 +229,7 @@ class SAILTrainer(Trainer):
             )
 
     def _identity(self) -> dict[str, Any]:
-        return identity_of(self.args, self.mixture, self.train_dataset)
+        return identity_of(self.args, self.mixture, self.train_dataset) | checkpoints.oracles_of(self)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Trainer's own; as the first thing in a checkpoint it also keeps the run's state there."""

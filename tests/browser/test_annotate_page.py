@@ -14,6 +14,7 @@ from annotate_visits import KEY, good_side, items, press, said
 from annotators import hear_ctrl_c
 
 from sail.annotate import store
+from sail.annotate.server import PageServer
 from sail.annotate.store import Annotations
 from sail.commands.annotate import summarise
 
@@ -146,6 +147,27 @@ def test_a_pair_that_training_gave_up_makes_room(labels, server, visit):
     page.keyboard.press("a")
     said(page, "Training had gone on")
     assert len(labels.labels()) == 1
+
+
+def test_a_label_outlives_a_token_that_the_server_does_not_know(labels, visit, monkeypatch):
+    """The server comes back with another token: the label is kept and said to be unsaved, until the new link was opened."""
+    labels.offer(items(2), 1)
+    monkeypatch.setenv("SAIL_ANNOTATE_TOKEN", "the-first-token-of-all")
+    first = PageServer(labels.path, port=0).start()
+    page = visit(f"{first.address}/?token=the-first-token-of-all", quiet=False)  # a browser logs the refusal
+    first.stop()
+    monkeypatch.setenv("SAIL_ANNOTATE_TOKEN", "another-token-than-that")
+    second = PageServer(labels.path, port=first.port).start()
+    try:
+        page.keyboard.press("a")
+        page.locator("#alarm", has_text="not saved yet: the server does not know this page").wait_for()
+        assert labels.labels() == []
+        page.context.new_page().goto(f"{second.address}/?token=another-token-than-that")
+        page.locator("#count", has_text="1 of 2").wait_for()
+        assert len(labels.labels()) == 1
+        assert page.locator("#alarm").inner_text() == ""
+    finally:
+        second.stop()
 
 
 def start(folder, port, token):

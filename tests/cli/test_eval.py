@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def test_a_run_leaves_its_audit_and_its_metrics(full: Path) -> None:
     audit, results = read_json(full / "audit.json"), read_json(full / "results.json")
     assert audit["prompt_fit"]["data"]["n"] == 80
-    assert audit["oracle_swap"] == {"kind": "symmetric"}
+    assert audit["oracle_swap"] == {"kind": "scores"}
     assert audit["oracle_agreement"]["n"] == HELD_OUT
     answers = (full / audit["reference_answers"]).read_text().splitlines()
     assert set(json.loads(answers[0])) == {"index", "prompt", "response"}

@@ -98,6 +98,15 @@ def test_a_run_that_gold_labelled_stands_beside_it(measured: Path) -> None:
     assert chart is not None
     assert [(one["run"], one["part"]) for one in chart["series"]] == [(0, "proxy"), (0, "gold"), (1, "gold")]
     assert proxy.chart([theirs]) is None
+    # Labelled by a judge: it gives no scores, and gold's line alone says how far the policy has come.
+    lines_of_gold = [
+        {k: v for k, v in line.items() if not k.startswith("eval_reward")} for line in ours.metrics
+    ]
+    judged = RunRecord(**{**vars(ours), "name": "judged", "metrics": lines_of_gold})
+    alone = proxy.chart([judged])
+    assert alone is not None
+    assert [one["part"] for one in alone["series"]] == ["gold"]
+    assert "judged: the oracle that labels gives no scores" in alone["about"]
 
 
 def test_an_oracle_that_only_compares_is_refused(home: Path) -> None:

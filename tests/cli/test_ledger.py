@@ -105,6 +105,12 @@ def test_a_run_that_names_its_ledger(
     settings = {"oracle": {"kind": "judge", "ledger": str(tmp_path / "run" / LEDGER)}}
     (tmp_path / "other" / "config.resolved.yaml").write_text(json.dumps(settings))
     assert "question" in run(tmp_path / "other", capsys=capsys)
+    settings = {
+        "oracle": {"kind": "function"},
+        "eval_oracle": {"kind": "judge", "ledger": str(tmp_path / "run" / LEDGER)},
+    }
+    (tmp_path / "other" / "config.resolved.yaml").write_text(json.dumps(settings))
+    assert "question" in run(tmp_path / "other", capsys=capsys)
 
 
 @pytest.mark.parametrize(

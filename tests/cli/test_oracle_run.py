@@ -16,7 +16,7 @@ from sail import build_oracle
 from sail.build import run_training
 from sail.config import config_from_dict
 from sail.dry_run import dry_run
-from sail.errors import ConfigError, OracleError
+from sail.errors import ConfigError, OracleError, SailError
 from sail.evaluate import EvalOptions, evaluate
 from sail.oracles.calls import Answer, Call, CallOracle
 from sail.oracles.ledger import LEDGER, Ledger
@@ -132,12 +132,12 @@ def test_a_run_that_points_at_the_ledger_of_another_one_pays_nothing_again(
         assert ledger.spent().found == second["oracle"]["from_ledger"]
 
 
-def test_overwriting_removes_its_own_ledger_and_leaves_a_shared_one(world: Path, tmp_path: Path) -> None:
+def test_overwriting_keeps_every_answer_and_begins_its_counts_anew(world: Path, tmp_path: Path) -> None:
     own = config(world, tmp_path / "a", {"wrap": ["remember"]}, max_steps=1)
     first = train(own)
     again = train(own, overwrite=True)
-    assert again["oracle"] == first["oracle"]
-    assert again["oracle"]["remembered"] == asked(world) // 2
+    assert again["oracle"]["remembered"] == 0
+    assert again["oracle"]["from_ledger"] >= first["oracle"]["remembered"] == asked(world)
     shared = config(
         world, tmp_path / "b", {"wrap": ["remember"], "ledger": str(tmp_path / "shared.sqlite")}, max_steps=1
     )
@@ -147,6 +147,44 @@ def test_overwriting_removes_its_own_ledger_and_leaves_a_shared_one(world: Path,
     with Ledger(tmp_path / "shared.sqlite") as ledger:
         assert len({row["run"] for row in ledger.rows()}) == 1
         assert next(iter(ledger.rows()))["run"].startswith("b until ")
+
+
+def test_overwriting_leaves_a_ledger_in_its_folder_that_another_run_is_writing(
+    world: Path, tmp_path: Path
+) -> None:
+    """The documented way to share: run b points at a's. While b has it open, a is overwritten; what b then commits is there."""
+    a = config(world, tmp_path / "a", {"wrap": ["remember"]}, max_steps=1)
+    train(a)
+    path = tmp_path / "a" / LEDGER
+    with Ledger(path, run="../b") as open_in_b:
+        oracle = open_in_b.oracle("b's", {"kind": "b"})
+        train(a, overwrite=True)
+        open_in_b.remember(oracle, [(Call("b asks", "x", "y"), Answer(0.5))])
+        # And where a itself names that file.
+        train(
+            config(world, tmp_path / "a", {"wrap": ["remember"], "ledger": str(path)}, max_steps=1),
+            overwrite=True,
+        )
+        open_in_b.remember(oracle, [(Call("b asks again", "x", "y"), Answer(0.5))])
+    with Ledger(path, run="../b") as ledger:
+        assert [row["prompt"] for row in ledger.rows(run="../b")] == ["b asks", "b asks again"]
+        assert ledger.spent().remembered == 2
+
+
+@pytest.mark.parametrize("section", ["oracle", "eval_oracle"])
+def test_a_reward_file_that_was_edited_cannot_continue_a_run(
+    world: Path, tmp_path: Path, section: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(REWARD, encoding="utf-8")
+    raw = config(world, tmp_path / "run", max_steps=2).model_dump()
+    raw[section] = {"kind": "function", "path": f"{file}:reward"}
+    train(config_from_dict(raw))
+    file.write_text(REWARD.replace("0.1", "0.2"), encoding="utf-8")
+    with pytest.raises(SailError, match=rf"is of another run \({section}\.source: '\w+' then, '\w+' now\)"):
+        train(config_from_dict(raw), resume=True)
+    file.write_text(REWARD, encoding="utf-8")
+    train(config_from_dict(raw), resume=True)
 
 
 def test_a_spent_budget_stops_the_run_and_a_larger_one_resumes_it_to_the_same_end(

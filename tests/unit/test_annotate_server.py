@@ -14,7 +14,7 @@ import pytest
 from annotators import Person
 
 from sail.annotate.items import Item, shown_left
-from sail.annotate.server import PORT, PageServer
+from sail.annotate.server import PORT, PageServer, kept_token
 from sail.annotate.store import Annotations
 from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.oracles.people import People
@@ -212,7 +212,7 @@ def test_ports_and_links(labels: Annotations, monkeypatch: pytest.MonkeyPatch) -
     try:
         assert first.port == PORT or first.port > 1023
         assert second.port not in (PORT, first.port)  # the usual port is taken, so a free one is
-        assert first.link != second.link
+        assert first.address != second.address
         assert len(first.link.partition("token=")[2]) >= 32
         with socket.socket() as outside:
             outside.settimeout(2)
@@ -224,6 +224,33 @@ def test_ports_and_links(labels: Annotations, monkeypatch: pytest.MonkeyPatch) -
         second.stop()
     with pytest.raises(SailError, match="99999"):
         PageServer(labels.path, port=99999).start()
+
+
+def test_the_token_outlives_the_server(labels: Annotations, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that is open while its server is started anew goes on with its cookie."""
+    monkeypatch.delenv("SAIL_ANNOTATE_TOKEN", raising=False)
+    first = PageServer(labels.path, port=0).start()
+    person = Person(first.link, "ann")
+    shown = person.next()["pair"]
+    first.stop()
+    kept = labels.path.with_suffix(".token")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    second = PageServer(labels.path, port=first.port).start()
+    try:
+        person.wire.close()
+        assert person.label(shown, "left")["noted"] == "saved"
+        assert second.link == first.link
+    finally:
+        second.stop()
+    # One that others could have read or written, or that is a link, is not trusted.
+    kept.chmod(0o644)
+    assert kept_token(labels.path) != first.link.partition("token=")[2]
+    assert kept.stat().st_mode & 0o777 == 0o600
+    again = kept_token(labels.path)
+    assert again == kept_token(labels.path)
+    kept.rename(kept.with_suffix(".elsewhere"))
+    kept.symlink_to(kept.with_suffix(".elsewhere"))
+    assert kept_token(labels.path) != again
 
 
 def test_a_token_of_ones_own_is_not_repeated(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:

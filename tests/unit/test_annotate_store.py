@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 
@@ -232,6 +235,30 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(OracleError, match="version 99"):
         Annotations(path)
+
+
+def test_a_file_that_others_make_at_the_same_moment(tmp_path: Path) -> None:
+    """Eight processes open a file that is not there, twelve times over: none is refused."""
+    code = (
+        "import sys, time; from sail.annotate.store import Annotations\n"
+        "for name in sys.argv[2:]:\n"
+        "    time.sleep(max(0, float(sys.argv[1]) - time.time())); sys.argv[1] = str(float(sys.argv[1]) + 0.15)\n"
+        "    Annotations(name).fact('kind', 'file')"
+    )
+    names, begin = [str(tmp_path / f"{number}.sqlite") for number in range(12)], time.time() + 3.0
+    argv = [sys.executable, "-c", code, str(begin), *names]
+    made = [subprocess.Popen(argv, stderr=subprocess.PIPE, text=True) for _ in range(8)]
+    said = [process.communicate(timeout=120)[1] for process in made]
+    assert [process.returncode for process in made] == [0] * 8, said
+
+
+def test_the_queue_of_a_run_is_not_replaced(labels: Annotations) -> None:
+    labels.fact("kind", "training")
+    labels.ask(ITEMS[:2], 1)
+    labels.settle([one.hash for one in ITEMS[:2]], late="late")
+    with pytest.raises(OracleError, match=r"verdicts of a run that asks people.*--labels"):
+        labels.offer(ITEMS[2:], 1)
+    assert labels.verdicts([one.hash for one in ITEMS]).keys() == {one.hash for one in ITEMS[:2]}
 
 
 def test_many_people_and_processes_at_once(tmp_path: Path) -> None:

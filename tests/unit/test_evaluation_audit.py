@@ -15,6 +15,7 @@ from sail.data.sources import load_rows
 from sail.evaluation.audit import AUDIT, Audit, derangement, evenly
 from sail.generation import SamplingSettings
 from sail.oracles import as_oracle
+from sail.oracles.wrappers import BothOrders, OneOrder
 
 
 def length_reward(prompts, responses):
@@ -137,7 +138,7 @@ def test_an_oracle_that_agrees_and_one_whose_labels_are_inverted(tmp_path) -> No
     rows = [{**row, "chosen": row["chosen"] + " w1" * 9} for row in make_pairs(40)]
     found = audit(rows, tmp_path)
     assert found["oracle_agreement"]["mean"] == 1.0
-    assert found["oracle_swap"] == {"kind": "symmetric"}
+    assert found["oracle_swap"] == {"kind": "scores"}
     assert found["oracle_calls"] == 40
     inverted = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
     assert audit(inverted, tmp_path)["oracle_agreement"]["high"] < 0.5
@@ -150,6 +151,21 @@ def test_an_oracle_that_likes_the_first_one(tmp_path) -> None:
     assert found["oracle_swap"]["disagreement"]["mean"] == 1.0
     assert found["oracle_agreement"]["mean"] == 0.5
     assert found["oracle_calls"] == 2 * 64
+
+
+def test_an_oracle_that_likes_the_first_one_does_not_hide_behind_both_orders(tmp_path) -> None:
+    """Averaged over both orders every verdict is a half, and the audit said "symmetric"."""
+    inner = as_oracle(lambda prompts, first, second: [0.9] * len(prompts))
+    found = audit(make_pairs(80), tmp_path, oracle=BothOrders(inner))
+    assert found["oracle_swap"]["kind"] == "both_orders"
+    assert found["oracle_swap"]["first_wins"]["mean"] == pytest.approx(0.9)
+    assert (found["oracle_swap"]["disagreement"]["mean"], found["oracle_swap"]["disagreement"]["n"]) == (
+        1.0,
+        64,
+    )
+    assert found["oracle_agreement"]["mean"] == 0.5
+    one = audit(make_pairs(80), tmp_path, oracle=OneOrder(inner))
+    assert one["oracle_swap"] == {"kind": "one_order"}
 
 
 def test_an_oracle_that_fails_costs_its_own_part_only(tmp_path) -> None:

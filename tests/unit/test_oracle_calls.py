@@ -328,6 +328,8 @@ def test_an_open_call_of_a_killed_run_counts_as_the_dearest(tmp_path: Path) -> N
         oracle = Scripted(by_number, ledger=ledger, caps=Caps(cost=0.35))
         oracle.compare(pairs(1))
         ledger.intend(ledger.oracle("scripted", oracle.settings()), Call("in flight", "x", "y"))
+        # Longer ago than a call may take: whoever sent it is dead.
+        ledger._db.execute("UPDATE calls SET asked_at = asked_at - 3600 WHERE state = 'sent'")
     with Ledger(tmp_path / "l.sqlite", run="a") as ledger:
         oracle = Scripted(by_number, ledger=ledger, caps=Caps(cost=0.35))
         oracle.compare(pairs(9, first=1))

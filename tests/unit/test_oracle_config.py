@@ -100,6 +100,21 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     assert seen(committee.replace("model: small", "model: large")) != seen(committee)
 
 
+def test_what_goes_into_the_request_must_stay_word_for_word() -> None:
+    """In `extra`, timeout is a field of the request and null takes one away; neither is an option of sail's."""
+    judge = yaml.safe_load(SECTIONS["judge"])
+
+    def seen(extra: dict[str, Any] | None) -> Any:
+        return lasting({**judge, "extra": extra} if extra is not None else judge)
+
+    assert seen({"timeout": 5}) != seen({"timeout": 6}) != seen({})
+    assert seen({"max_tokens": None}) != seen({})
+    assert seen({}) == seen(None)
+    assert lasting({"kind": "committee", "members": [{**judge, "extra": {"ledger": 1}}]})["members"][0][
+        "extra"
+    ]
+
+
 def test_an_override_reaches_nested_keys() -> None:
     oracle: Any = load(
         JUDGE, "oracle.caps.calls=3", "oracle.wrap=[remember]", "oracle.prices={in: 1, out: 2}"

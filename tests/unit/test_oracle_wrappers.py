@@ -54,7 +54,8 @@ def test_both_orders_take_a_bias_for_a_place_away() -> None:
     inner = Says(first_place)
     oracle = BothOrders(inner)
     assert said(oracle, pairs(2)) == pytest.approx([0.8, 0.8])
-    assert inner.asked == [*pairs(2), *(pair.swap() for pair in pairs(2))]
+    # The two of a pair next to each other: a cap in between costs half a pair.
+    assert inner.asked == [one for pair in pairs(2) for one in (pair, pair.swap())]
     assert oracle.symmetric
     assert oracle.settings() == {"both_orders": {"name": "says"}}
 
@@ -198,6 +199,32 @@ def test_a_budget_admits_so_many_pairs_in_the_order_of_rows_and_over_resumes(
         assert said(Budgeted(Remember(inner, ledger), 0), asked) == [0.25] * 4 + [None]
 
 
+def test_a_budget_counts_pairs_whose_answers_are_not_kept(tmp_path: Path) -> None:
+    """The answers pass, so nothing is remembered; still no more than three pairs are asked about, over two processes."""
+    inner = Says(lambda pair: Preference(None, "down", passing=True))
+    for run in range(3):
+        with Ledger(tmp_path / "l.sqlite", run="a") as ledger:
+            oracle = Budgeted(Remember(inner, ledger), 3)
+            oracle.place = "oracle"
+            for batch in (pairs(2), pairs(40)[2 + 10 * run : 12 + 10 * run]):
+                assert {one.passing for one in oracle.compare(batch)} == {True}
+    # pairs(2) is asked again each time, and p2 was the third one.
+    assert sorted({str(pair.prompt) for pair in inner.asked}) == ["p0", "p1", "p2"]
+
+
+def test_a_budget_goes_by_the_place_and_not_by_the_address(tmp_path: Path) -> None:
+    asked = 0
+    for address in ("one", "two"):
+        with Ledger(tmp_path / "l.sqlite", run="a") as ledger:
+            inner = Says(lambda pair: 0.25)
+            inner.name = address
+            oracle = Budgeted(Remember(inner, ledger), 3)
+            oracle.place = oracle.inner.place = "oracle"
+            oracle.compare(pairs(40)[asked : asked + 2])
+            asked += 2
+        assert len(inner.asked) == {"one": 2, "two": 1}[address]
+
+
 def test_a_budget_may_stop_the_run_and_what_was_asked_is_kept() -> None:
     ledger = Ledger(":memory:")
     oracle = Budgeted(Remember(Says(lambda pair: 0.25), ledger), 2, at_cap="stop")
@@ -235,6 +262,24 @@ def test_a_committee_abstains_where_it_disagrees_too_much() -> None:
     assert given == Preference(None, "the members disagree by 0.50: x: 0.90; y: 0.40")
     assert oracle.report()["committee"]["abstained_for_disagreement"] == 1
     assert oracle.may_abstain
+
+
+def test_one_member_alone_cannot_disagree() -> None:
+    """.9, and two that abstain: with a threshold two must answer, without one a lone verdict counts, as asked for."""
+    members = [of(0.9, "x"), of(None, "y"), of(None, "z")]
+    strict = Committee(members, abstain_above=0.1)
+    given = strict.compare(pairs(1))[0]
+    assert given.first_wins is None
+    assert (given.reason or "").startswith("1 of 2 members answered: x: 0.90; y: abstained")
+    assert strict.report()["committee"]["lone"] == 1
+    assert said(Committee(members, abstain_above=0.1, at_least=1), pairs(1)) == [0.9]
+    assert said(Committee(members), pairs(1)) == [0.9]
+    three = [of(0.9, "x"), of(0.8, "y"), of(None, "z")]
+    assert said(Committee(three, at_least=3), pairs(1)) == [None]
+    assert said(Committee(three, abstain_above=0.2), pairs(1)) == pytest.approx([0.85])
+    assert Committee(three, at_least=3).may_abstain
+    with pytest.raises(OracleError, match="cannot wait for 4"):
+        Committee(three, at_least=4)
 
 
 def test_a_committee_of_silence_abstains() -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -166,6 +166,20 @@ def test_nothing_is_opened_before_something_is_asked(people: Made, tmp_path: Pat
     assert oracle.settings()["annotators"] == 1
     assert not (tmp_path / "new").exists()
     assert without_people(oracle) is None
+
+
+def test_pairs_that_vanish_while_they_are_waited_for_are_said(people: Made) -> None:
+    oracle = people(serve=False)
+    labels = oracle._opened()
+    settle = labels.settle
+
+    def vanish(pairs: Sequence[str], *, late: str | None = None) -> int:
+        labels.forget_queue()  # somebody else's hand
+        return settle(pairs, late=late)
+
+    labels.settle = vanish  # type: ignore[method-assign]
+    with pytest.raises(OracleError, match=r"2 of 2 pairs have vanished from .*annotations\.sqlite"):
+        oracle.compare(PAIRS[:2])
 
 
 @pytest.mark.parametrize("options", [{"annotators": 0}, {"deadline": 0}, {"deadline": float("nan")}])

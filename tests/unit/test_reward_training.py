@@ -185,6 +185,26 @@ def test_a_language_model_becomes_a_reward_model_that_has_learned_the_rule(run: 
     assert json.loads(Path("again/results.json").read_text())["score_head"] == "kept"
 
 
+def test_a_held_out_row_that_was_skipped_is_not_scored_either(run: Any, tmp_path: Path) -> None:
+    """Its template refuses the role: it used to end the training that had been finished a moment before."""
+    tokenizer = tiny.make_tokenizer()
+    refuses = "{% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}"
+    tokenizer.chat_template = "{% for m in messages %}" + refuses + "{{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "lm")
+    with Path("held.jsonl").open("a") as file:
+        for role in ("tool", "user"):
+            prompt = [{"role": role, "content": "w1"}]
+            sides = {
+                name: [{"role": "assistant", "content": text}]
+                for name, text in (("chosen", "w3"), ("rejected", "w4"))
+            }
+            file.write(json.dumps({"prompt": prompt, **sides}) + "\n")
+    assert run("reward.max_steps=1", "data.bad_rows=skip") == 0
+    results = json.loads(Path("rm/results.json").read_text())
+    assert results["accuracy"]["n"] == 41
+    assert results["held_out_skipped"] == 1
+
+
 def test_refusals(run: Any, tmp_path: Path, capsys: Any) -> None:
     def refused(*arguments: str) -> str:
         assert run(*arguments) == 2

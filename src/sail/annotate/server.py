@@ -6,6 +6,7 @@ import importlib.util
 import os
 import secrets
 import socket
+import stat
 import sys
 import threading
 import time
@@ -36,12 +37,45 @@ def _installed(name: str) -> bool:
         return False
 
 
+def kept_token(labels: Path) -> str:
+    """The random token of a file of labels, made when it is first asked for: a page that is open while its server is started
+    anew keeps working. It lies beside the labels, for their owner's eyes only; delete the file to have a new one made."""
+    path = labels.with_suffix(".token")
+    for _ in range(2):
+        try:
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(made := secrets.token_urlsafe(24))
+            return made
+        except FileExistsError:
+            if kept := _owned_token(path):
+                return kept
+            path.unlink(missing_ok=True)
+        except OSError:
+            break
+    return secrets.token_urlsafe(24)  # nothing can be kept here: links then hold until the page is stopped
+
+
+def _owned_token(path: Path) -> str:
+    """What the file holds; "" where others could have read or written it, or where it is cut off."""
+    for _ in range(20):
+        try:
+            about, kept = path.lstat(), path.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
+        if not stat.S_ISREG(about.st_mode) or about.st_mode & 0o077 or about.st_uid != os.getuid():
+            return ""
+        if len(kept) >= SHORTEST_TOKEN:
+            return kept
+        time.sleep(0.05)  # another process has made the file this very moment
+    return ""
+
+
 class PageServer:
     """Serves the labels of a file until `stop`, or until the process ends. Holds a connection of its own to the file."""
 
     def __init__(self, path: Path, *, host: str = "127.0.0.1", port: int = PORT) -> None:
-        """port: 8765, the default, gives way to a free one where it is taken; any other must be free. The token is random, unless
-        the environment gives one."""
+        """port: 8765, the default, gives way to a free one where it is taken; any other must be free. The token is random, made
+        once and kept beside the labels, unless the environment gives one."""
         self.path, self.host, self._wanted = path, host, port
         self._given = os.environ.get(TOKEN_VARIABLE)
         if self._given is not None and len(self._given) < SHORTEST_TOKEN:
@@ -49,7 +83,7 @@ class PageServer:
                 f"The token in {TOKEN_VARIABLE} is too short to be safe. Give it at least {SHORTEST_TOKEN} characters, or "
                 "unset it: then a random one is made."
             )
-        self._token = self._given or secrets.token_urlsafe(24)
+        self._token = self._given or ""
         self.port = 0
         self._server: Any = None
         self._thread: threading.Thread | None = None
@@ -63,6 +97,7 @@ class PageServer:
         listening = self._listen()
         self.port = listening.getsockname()[1]
         self._labels = Annotations(self.path)
+        self._token = self._token or kept_token(self.path)
         hosts = (*LOOPBACK, self.host) if self.is_private else None
         # Cookies know no ports: two runs on one machine must not take each other's.
         app = make_app(self._labels, token=self._token, cookie=f"sail_annotate_{self.port}", hosts=hosts)

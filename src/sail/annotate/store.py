@@ -17,6 +17,7 @@ from typing import Any
 
 from sail.annotate.items import Item, Label, Progress, Verdict, shown_left, verdict_of
 from sail.errors import OracleError
+from sail.sqlite_files import BUSY_SECONDS, head_of, write_ahead
 
 ANNOTATIONS = "annotations.sqlite"
 """The file of a run whose oracle is people."""
@@ -70,29 +71,24 @@ class Annotations:
         self._lock = threading.RLock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, check_same_thread=False, isolation_level=None, timeout=60)
-            self._db.row_factory = sqlite3.Row
-            version, owner, tables = (
-                self._db.execute(query).fetchone()[0]
-                for query in (
-                    "PRAGMA user_version",
-                    "PRAGMA application_id",
-                    "SELECT count(*) FROM sqlite_master",
-                )
+            self._db = sqlite3.connect(
+                self.path, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS
             )
-            if tables and owner != APPLICATION:
+            self._db.row_factory = sqlite3.Row
+            head = head_of(self._db)
+            if head.tables and head.application != APPLICATION:
                 raise OracleError(
                     f"{self.path} is the file of another program, or a ledger, and not one of labels. Name another file."
                 )
-            if version not in (0, VERSION):
+            if head.version not in (0, VERSION):
                 raise OracleError(
-                    f"The labels in {self.path} have version {version}, and this sail writes version {VERSION}. Use the sail "
-                    "that wrote them, or another file."
+                    f"The labels in {self.path} have version {head.version}, and this sail writes version {VERSION}. Use the "
+                    "sail that wrote them, or another file."
                 )
-            self._db.execute("PRAGMA journal_mode=WAL")
+            write_ahead(self._db)
             # A label is seconds of a person's life: it is on the disk before the page says so, whatever happens to the power.
             self._db.execute("PRAGMA synchronous=FULL")
-            if version == 0:
+            if head.version == 0:
                 self._db.executescript(
                     f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION}; COMMIT;"
                 )
@@ -105,8 +101,16 @@ class Annotations:
     # ---- what is to be labelled
 
     def offer(self, items: Sequence[Item], wanted: int) -> None:
-        """Make `items` the pairs to be labelled, in this order, `wanted` labels each; labels given before count."""
+        """Make `items` the pairs to be labelled, in this order, `wanted` labels each; labels given before count.
+
+        OracleError if a run asks people through this file: its queue and its verdicts, which a resume needs, are not to be lost.
+        """
         with self._transaction() as db:
+            if db.execute("SELECT 1 FROM facts WHERE name = 'kind' AND value = 'training'").fetchone():
+                raise OracleError(
+                    f"{self.path} holds the pairs and verdicts of a run that asks people, and other pairs would replace them. "
+                    "Give another file with --labels, or label the run itself: sail annotate RUN."
+                )
             db.execute("DELETE FROM queue")
             self._enqueue(db, items, wanted, 0)
 

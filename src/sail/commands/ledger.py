@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sail.errors import ConfigError, DataError, MissingExtraError
 from sail.oracles.ledger import LEDGER, Filter, Ledger
+from sail.oracles.ledger_place import ledger_in
 
 SHOWN_CHARACTERS = 60
 SUMS = {
@@ -37,10 +36,8 @@ def ledger_of(place: Path) -> Path:
                 f"{place} is an empty file. Give a ledger, or the folder of a run that keeps one."
             )
         return place
-    named = _named_in(place / "config.resolved.yaml")
-    found = [path for path in (place / LEDGER, named) if path is not None and path.is_file()]
-    if found:
-        return found[0]
+    if (found := ledger_in(place)) is not None:
+        return found
     if not place.exists():
         raise ConfigError(
             f"There is no file or folder {place}. Give a ledger, or the folder of a run that keeps one."
@@ -76,13 +73,20 @@ class Exported:
 
 
 def export(
-    place: Path, wanted: Filter, target: Path, *, min_confidence: float = 0.5, force: bool = False
+    place: Path,
+    wanted: Filter,
+    target: Path,
+    *,
+    min_confidence: float = 0.5,
+    force: bool = False,
+    one_order: bool = False,
 ) -> Exported:
     """Write the answers as preference rows: prompt, chosen, rejected, score_chosen, score_rejected; TRL's explicit format.
 
     A row is a pair of texts, whichever orders were asked: p is the mean over them, score_chosen = max(p, 1 - p), score_rejected
-    the rest. Ties, pairs of which an order has no verdict, and those below `min_confidence` are left out and counted. The answers
-    must be of one oracle. Raises ConfigError, DataError or MissingExtraError.
+    the rest. Ties, pairs of which an order has no verdict, and those below `min_confidence` are left out and counted; so are
+    pairs of which one order alone was asked where a run asks both (a cap came in between), unless `one_order`. The answers must
+    be of one oracle. Raises ConfigError, DataError or MissingExtraError.
     """
     if target.suffix not in (".jsonl", ".parquet"):
         raise ConfigError(f"{target} is neither .jsonl nor .parquet. Choose one of these endings.")
@@ -92,9 +96,10 @@ def export(
         raise ConfigError(f"--min-confidence is a probability from 0.5 to 1; it is {min_confidence:g}.")
     with Ledger(ledger_of(place)) as ledger:
         oracle = _only_oracle(ledger, wanted)
-        pairs = _pairs(ledger.rows(**{**asdict(wanted), "oracle": oracle}))
+        orders = {(use.run, use.oracle_hash): use.orders for use in ledger.uses()}
+        pairs = _pairs(ledger.rows(**{**asdict(wanted), "oracle": oracle}), orders)
     done = Exported()
-    rows = list(_rows(pairs, min_confidence, done))
+    rows = list(_rows(pairs, min_confidence, done, one_order=one_order))
     kinds = {isinstance(row["prompt"], str) for row in rows}
     if len(kinds) > 1:
         raise DataError(
@@ -126,9 +131,17 @@ class _Asked:
     texts: tuple[str, str]
     given: dict[bool, float | None] = field(default_factory=dict)
     single: bool = False
+    both: bool = False
+    """Whether a run that asked about it wanted both orders."""
+
+    @property
+    def half(self) -> bool:
+        """Whether one order alone was asked where both were wanted: its verdict holds the place's bias."""
+        return self.both and len(self.given) == 1 and self.texts[0] != self.texts[1]
 
 
-def _pairs(rows: Iterable[dict[str, Any]]) -> list[_Asked]:
+def _pairs(rows: Iterable[dict[str, Any]], orders: Mapping[tuple[str, str], str]) -> list[_Asked]:
+    """orders: how each (run, oracle) was asked; of a run that an older sail has written, a pairwise judge in both orders."""
     found: dict[tuple[str, str, str], _Asked] = {}
     for row in rows:
         first, second = row["first"], row["second"]
@@ -142,10 +155,15 @@ def _pairs(rows: Iterable[dict[str, Any]]) -> list[_Asked]:
             # An order that was asked and never answered: the other one alone would bring the place's bias in.
             pair.given.setdefault(straight, None)
         pair.single = row["settings"].get("mode") == "single"
+        asked = orders.get((row["run"], row["oracle_hash"]))
+        pairwise = row["settings"].get("mode") == "pairwise"
+        pair.both |= asked == "both_orders" or (asked is None and pairwise)
     return list(found.values())
 
 
-def _rows(pairs: list[_Asked], min_confidence: float, done: Exported) -> Iterator[dict[str, Any]]:
+def _rows(
+    pairs: list[_Asked], min_confidence: float, done: Exported, *, one_order: bool
+) -> Iterator[dict[str, Any]]:
     for pair in pairs:
         given = [p for p in pair.given.values() if p is not None]
         p = sum(given) / len(given) if len(given) == len(pair.given) else None
@@ -153,6 +171,8 @@ def _rows(pairs: list[_Asked], min_confidence: float, done: Exported) -> Iterato
             done.left_out["scores of single responses (wrap the judge in remember)"] += 1
         elif p is None:
             done.left_out["without a verdict"] += 1
+        elif pair.half and not one_order:
+            done.left_out["asked in one of two orders only (--one-order takes them)"] += 1
         elif p == 0.5 or pair.texts[0] == pair.texts[1]:
             done.left_out["ties"] += 1
         elif max(p, 1.0 - p) < min_confidence:
@@ -283,15 +303,3 @@ def _printable(text: str) -> str:
     shown = "".join(sign if sign.isprintable() else " " for sign in text[: 4 * SHOWN_CHARACTERS])
     shown = " ".join(shown.split())
     return shown if len(shown) <= SHOWN_CHARACTERS else shown[: SHOWN_CHARACTERS - 1] + "…"
-
-
-def _named_in(config: Path) -> Path | None:
-    """The ledger that a run's settings name."""
-    if not config.is_file():
-        return None
-    try:
-        oracle = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("oracle")
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError):
-        return None
-    named = oracle.get("ledger") if isinstance(oracle, dict) else None
-    return Path(named) if isinstance(named, str) else None

@@ -52,6 +52,11 @@ def add_ledger(verbs: Any) -> None:
         metavar="P",
         help="of an export: pairs with max(p, 1 - p) of at least P",
     )
+    parser.add_argument(
+        "--one-order",
+        action="store_true",
+        help="of an export: also pairs that a cap has cut off between their two orders; their label may be the place's",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite the exported file if it exists")
 
 
@@ -64,12 +69,20 @@ def _ledger(options: argparse.Namespace) -> None:
     if options.export is None:
         if options.min_confidence is not None:
             raise ConfigError("--min-confidence concerns an export. Add --export OUT.jsonl, or leave it out.")
+        if options.one_order:
+            raise ConfigError("--one-order concerns an export. Add --export OUT.jsonl, or leave it out.")
         show_ledger(options.place, wanted, limit=options.limit, totals_only=options.totals)
         return
     least = 0.5 if options.min_confidence is None else options.min_confidence
-    print(
-        f"{options.export}: {export(options.place, wanted, options.export, min_confidence=least, force=options.force)}"
+    done = export(
+        options.place,
+        wanted,
+        options.export,
+        min_confidence=least,
+        force=options.force,
+        one_order=options.one_order,
     )
+    print(f"{options.export}: {done}")
 
 
 def add_annotate(verbs: Any) -> None:

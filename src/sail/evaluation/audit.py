@@ -120,7 +120,8 @@ class Audit:
 
     def _ask(self) -> tuple[Row | None, Row | None, int]:
         """oracle_agreement, oracle_swap and the calls they cost. An oracle whose answer may depend on the order is asked in
-        both: shown first every time, the chosen response would also win by an oracle that likes whatever comes first."""
+        both: shown first every time, the chosen response would also win by an oracle that likes whatever comes first. So is the
+        one inside a wrapper that averages both orders."""
         assert self.oracle is not None
         symmetric = win_rate.is_symmetric(self.oracle)
         usable = [
@@ -128,7 +129,8 @@ class Audit:
         ]
         rows = evenly(usable, SCORED_PAIRS if symmetric else SWAPPED_PAIRS)
         pairs = [Pair(row["prompt"], row["chosen"] or "", row["rejected"] or "") for row in rows]
-        if not pairs and not symmetric:
+        inner = self.oracle.ordered()
+        if not pairs and (inner is not None or not symmetric):
             different = [row for row in self.sampled if row["first"] != row["second"]]
             pairs = [
                 Pair(row["prompt"], row["first"], row["second"]) for row in evenly(different, SWAPPED_PAIRS)
@@ -136,11 +138,17 @@ class Audit:
         verdicts, calls = win_rate.judge(self.oracle, pairs)
         keys = [prompt_key(pair.prompt) for pair in pairs]
         agreement = asdict(win_rate_of([one.outcome for one in verdicts], keys)) if rows else None
-        if symmetric:
-            return agreement, {"kind": "symmetric"}, calls
+        if inner is not None and pairs:
+            # Averaged over both orders there is nothing to see: the oracle inside is asked. A ledger has its answers already.
+            pairs = evenly(pairs, SWAPPED_PAIRS)
+            keys = [prompt_key(pair.prompt) for pair in pairs]
+            verdicts, more = win_rate.judge(inner, pairs)
+            calls += more
+        elif symmetric:
+            return agreement, {"kind": self.oracle.order}, calls
         both = win_rate.position(verdicts, keys) if pairs else None
         swap = None if both is None else {name: both[name] for name in ("disagreement", "first_wins")}
-        return agreement, swap, calls
+        return agreement, None if swap is None else {"kind": self.oracle.order, **swap}, calls
 
     def _answers(self) -> list[Row]:
         """The reference's answers to prompts of the sampled pairs, one seeded sample each."""

@@ -27,6 +27,26 @@ class Oracle(ABC):
     """Whether swapping a pair gives 1 - p by construction."""
     asks_people: bool = False
     """Whether an answer costs a person's time: then only training asks (`without_people`)."""
+    place: str = ""
+    """Where it stands in the settings of a run: what its caps go by, because its address may change. "" is nowhere."""
+
+    @property
+    def order(self) -> str:
+        """How the order of the two responses is dealt with.
+
+        scores: each is scored by itself. both_orders, one_order: by a wrapper. symmetric: in a way of its own. as_given: not.
+        """
+        if self.scorer() is not None:
+            return "scores"
+        return "symmetric" if self.symmetric else "as_given"
+
+    def ordered(self) -> Oracle | None:
+        """The oracle inside whose verdict may depend on the order, where a wrapper asks it in both; None if there is none."""
+        return None
+
+    def asked_in(self, orders: str) -> None:
+        """A wrapper says in which orders it asks (both_orders, one_order); what keeps a ledger enters it there."""
+        return
 
     def settings(self) -> dict[str, Any]:
         """What its answers depend on, JSON-able and without secrets: the key of its answers in a ledger."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 
 from sail.oracles.ledger import Answer, Call, Ledger, Spent
 
 WAKE_SECONDS = 0.5
 """How often a call that waits for others looks whether the batch has been stopped."""
+GRACE_SECONDS = 5.0
+"""A call that is open for longer than it may take, and this, is of a process that has died."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,30 @@ class _NotNow(Exception):
 class Budget:
     """Admits calls until a cap is reached."""
 
-    def __init__(self, caps: Caps) -> None:
-        self.caps = caps
+    def __init__(self, caps: Caps, *, call_seconds: float = 60.0) -> None:
+        """call_seconds: how long a call of this oracle may take, in any process of the run."""
+        self.caps, self.call_seconds = caps, call_seconds
         self.reached: str | None = None
         """The cap that has refused a call, in words."""
         self._limited = (caps.calls, caps.tokens, caps.cost) != (None, None, None)
         self._in_flight = 0
         self._changed = threading.Condition()
 
-    def intend(self, ledger: Ledger, oracle: int, call: Call, stop: threading.Event) -> int:
-        """Commit the intent of one call, waiting for those in flight where their cost decides; returns its id, to be settled.
+    def intend(
+        self, ledger: Ledger, oracle: int, call: Call, stop: threading.Event, *, place: str = ""
+    ) -> int:
+        """Commit the intent of one call, waiting for those in flight, of any process of the run, where their cost decides;
+        returns its id, to be settled.
 
         Raises CapReached when nothing more may be sent, Stopped once `stop` is set.
         """
         with self._changed:
             while not stop.is_set():
                 try:
-                    call_id = ledger.intend(oracle, call, self._admit if self._limited else None)
-                except _NotNow as cap:
-                    if self._in_flight == 0:
-                        self._reach(str(cap))
+                    since = time.time() - self.call_seconds - GRACE_SECONDS
+                    admit = self._admit if self._limited else None
+                    call_id = ledger.intend(oracle, call, admit, place=place, since=since)
+                except _NotNow:
                     self._changed.wait(WAKE_SECONDS)
                 else:
                     self._in_flight += 1
@@ -83,13 +90,19 @@ class Budget:
         caps = self.caps
         if caps.calls is not None and spent.calls >= caps.calls:
             self._reach(f"{caps.calls} calls")
+        # What is in flight may cost less than the dearest call; what a dead process has left open counts as that for good.
+        in_flight = max(self._in_flight, spent.in_flight)
         measured = caps.tokens is not None or caps.cost is not None
-        if measured and self._in_flight and spent.calls == spent.open + spent.failed:
+        if measured and in_flight and spent.calls == spent.open + spent.failed:
             raise _NotNow  # no call has told its cost yet: one at a time until one has
-        if caps.tokens is not None and spent.tokens + (spent.open + 1) * spent.dearest_tokens > caps.tokens:
-            raise _NotNow(f"{caps.tokens} tokens")
-        if caps.cost is not None and spent.cost + (spent.open + 1) * spent.dearest_cost > caps.cost:
-            raise _NotNow(f"{caps.cost:g} of money")
+        for cap, used, dearest, what in (
+            (caps.tokens, spent.tokens, spent.dearest_tokens, f"{caps.tokens} tokens"),
+            (caps.cost, spent.cost, spent.dearest_cost, f"{caps.cost or 0:g} of money"),
+        ):
+            if cap is not None and used + (spent.open + 1) * dearest > cap:
+                if in_flight:
+                    raise _NotNow
+                self._reach(what)
 
     def _reach(self, what: str) -> None:
         self.reached = what

@@ -90,6 +90,11 @@ class CallOracle(Oracle):
         self._told_cap = False
         self._lock = threading.Lock()
         self._oracle_id: int | None = None
+        self._orders = "symmetric" if self.symmetric else "as_given"
+
+    def asked_in(self, orders: str) -> None:
+        """Entered in the ledger, so that one order alone is told from half a pair."""
+        self._orders = orders
 
     @abstractmethod
     def send(self, call: Call) -> Answer:
@@ -102,7 +107,9 @@ class CallOracle(Oracle):
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """Every pair in this order, as many at once as `concurrency`; answers come back in the order of the pairs."""
         if self._oracle_id is None:
-            self._oracle_id = self.ledger.oracle(self.name, self.settings())
+            self._oracle_id = self.ledger.oracle(
+                self.name, self.settings(), place=self.place, orders=self._orders
+            )
         calls = [Call(pair.prompt, pair.first, pair.second) for pair in pairs]
         # The same question twice in a batch is asked once.
         different = {call.key: call for call in calls}
@@ -180,7 +187,7 @@ class CallOracle(Oracle):
     def _attempt(self, call: Call, stop: threading.Event) -> Answer:
         """One admitted attempt, in the ledger whatever comes of it; one that is interrupted stays there as possibly paid."""
         assert self._oracle_id is not None
-        call_id = self.budget.intend(self.ledger, self._oracle_id, call, stop)
+        call_id = self.budget.intend(self.ledger, self._oracle_id, call, stop, place=self.place)
         began = time.perf_counter()
         try:
             answer = _checked(self.send(call))

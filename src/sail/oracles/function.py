@@ -95,13 +95,14 @@ class RewardFunction(ScoringOracle):
         if not temperature > 0:
             raise ConfigError(f"The oracle's temperature must be above 0; it is {temperature!r}.")
         self.function = function
+        self._source = _source_hash(function)  # now: the file may be edited while this callable is at work
         self.temperature = temperature
         self.name = name or _name_of(function)
         self._rows = _RowByRow()
 
     def settings(self) -> dict[str, Any]:
         """Name, temperature and a hash of the callable's file: another version of it is another oracle."""
-        return {"name": self.name, "temperature": self.temperature, "source": _source_hash(self.function)}
+        return {"name": self.name, "temperature": self.temperature, "source": self._source}
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
         """The callable's rewards; OracleError naming the rows if it raises or returns anything but finite numbers."""
@@ -132,12 +133,13 @@ class PreferenceFunction(Oracle):
 
     def __init__(self, function: Callable[..., Any], *, name: str | None = None) -> None:
         self.function = function
+        self._source = _source_hash(function)  # now: the file may be edited while this callable is at work
         self.name = name or _name_of(function)
         self._rows = _RowByRow()
 
     def settings(self) -> dict[str, Any]:
         """Name and a hash of the callable's file: another version of it is another oracle."""
-        return {"name": self.name, "source": _source_hash(self.function)}
+        return {"name": self.name, "source": self._source}
 
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """The callable's probabilities; OracleError naming the rows that are not in [0, 1]."""

@@ -80,6 +80,21 @@ class Spent:
     remembered: int = 0
     dearest_tokens: int = 0
     dearest_cost: float = 0.0
+    in_flight: int = 0
+    """Of the open calls, those sent since a moment that whoever asks has named: the others are of processes that have died."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """That a run asks an oracle: at a place of its settings ("" = none), and in which orders by what is around it.
+
+    orders: both_orders, one_order, as_given, or symmetric where the oracle itself sees to it.
+    """
+
+    run: str
+    place: str
+    oracle_hash: str
+    orders: str
 
 
 def hash_of(value: Any) -> str:
@@ -119,15 +134,29 @@ class Ledger:
 
     # ---- one call
 
-    def oracle(self, name: str, settings: dict[str, Any]) -> int:
-        """The id of the oracle with these settings; it is entered when it is new."""
+    def oracle(
+        self, name: str, settings: dict[str, Any], *, place: str = "", orders: str | None = None
+    ) -> int:
+        """The id of the oracle with these settings; it is entered when it is new. `place` and `orders`: as in Use, which is
+        entered for this run where `orders` is given."""
         key, text = hash_of(settings), json.dumps(settings, ensure_ascii=False, sort_keys=True)
         with self._guarded(), transaction(self._db):
             self._db.execute(
                 "INSERT OR IGNORE INTO oracles (hash, name, settings) VALUES (?, ?, ?)",
                 (key, _storable(name), _storable(text)),
             )
-            return int(self._one("SELECT id FROM oracles WHERE hash = ?", key)[0])
+            known = int(self._one("SELECT id FROM oracles WHERE hash = ?", key)[0])
+            if orders is not None:
+                self._db.execute(
+                    "INSERT OR REPLACE INTO uses (run, place, oracle, orders) VALUES (?, ?, ?, ?)",
+                    (self.run, place, known, orders),
+                )
+            return known
+
+    def uses(self) -> list[Use]:
+        """Which run asks which oracle, and how; of files that were begun by an older sail, what was entered since."""
+        query = "SELECT run, place, oracles.hash, orders FROM uses JOIN oracles ON oracles.id = oracle"
+        return [Use(*row) for row in self._all(query, ())]
 
     def find(self, oracle: int, call: Call) -> Answer | None:
         """The answer that this oracle once gave to this call, or None."""
@@ -139,15 +168,24 @@ class Ledger:
             ).fetchone()
         return None if row is None else Answer(*row)
 
-    def intend(self, oracle: int, call: Call, admit: Callable[[Spent], None] | None = None) -> int:
+    def intend(
+        self,
+        oracle: int,
+        call: Call,
+        admit: Callable[[Spent], None] | None = None,
+        *,
+        place: str = "",
+        since: float = 0.0,
+    ) -> int:
         """Commit that the call is about to be sent; returns its id.
 
-        `admit` sees what the run has spent with this oracle and may raise: then nothing is written. It is part of the same
-        transaction, so that several processes together stay within a cap.
+        `admit` sees what the run has spent with this oracle, and with those that stood at the same `place` before, and may raise:
+        then nothing is written. It is part of the same transaction, so that several processes together stay within a cap.
+        since: the time.time() from which on open calls are in flight.
         """
         with self._guarded(), transaction(self._db):
             if admit is not None:
-                admit(self._spent("run = ? AND oracle = ?", self.run, oracle))
+                admit(self._spent_at(place, oracle, since))
             call_id = self._insert(oracle, call, "sent", Answer(None))
             self._add(oracle, calls=1, open=1)
             return call_id
@@ -187,6 +225,31 @@ class Ledger:
                     new += 1
             self._add(oracle, remembered=new)
 
+    def claim(self, place: str, oracle: int, pairs: Sequence[str], limit: int) -> set[str]:
+        """Those of the pairs (keys of calls) that a budget of `limit` pairs admits at that place of this run, committed before
+        they are asked; a pair that was admitted once stays so. What was remembered before there was a budget counts for it."""
+        with self._guarded(), transaction(self._db):
+            where = (self.run, place)
+            if not self._db.execute("SELECT 1 FROM claims WHERE run = ? AND place = ?", where).fetchone():
+                self._db.execute(
+                    "INSERT OR IGNORE INTO claims SELECT run, ?, comparisons.hash FROM calls JOIN comparisons "
+                    "ON comparisons.id = comparison WHERE run = ? AND oracle = ? AND state = 'remembered'",
+                    (place, self.run, oracle),
+                )
+            taken = int(self._one("SELECT count(*) FROM claims WHERE run = ? AND place = ?", *where)[0])
+            admitted = set()
+            for pair in dict.fromkeys(pairs):
+                row = self._db.execute(
+                    "SELECT 1 FROM claims WHERE run = ? AND place = ? AND pair = ?", (*where, pair)
+                ).fetchone()
+                if row is None and taken >= limit:
+                    continue
+                if row is None:
+                    self._db.execute("INSERT INTO claims VALUES (?, ?, ?)", (*where, pair))
+                    taken += 1
+                admitted.add(pair)
+            return admitted
+
     def note_found(self, oracle: int, count: int) -> None:
         """Count pairs that were answered from the ledger."""
         with self._guarded(), transaction(self._db):
@@ -205,7 +268,7 @@ class Ledger:
         """Begin anew under this run's name: what was spent under it is kept under another name and counts for no cap."""
         aside = f"{self.run} until {datetime.now().isoformat(timespec='microseconds')}"
         with self._guarded(), transaction(self._db):
-            for table in ("calls", "totals"):
+            for table in ("calls", "totals", "uses", "claims"):
                 self._db.execute(f"UPDATE {table} SET run = ? WHERE run = ?", (aside, self.run))
 
     def possibly_paid(self) -> list[dict[str, Any]]:
@@ -266,6 +329,22 @@ class Ledger:
             f"INSERT INTO totals (run, oracle, {names}) VALUES (?, ?, {marks}) ON CONFLICT (run, oracle) DO UPDATE SET {grown}",
             (self.run, oracle, *counts.values()),
         )
+
+    def _spent_at(self, place: str, oracle: int, since: float) -> Spent:
+        """What this run has spent with an oracle, and with those that stood at its place before."""
+        if place:
+            known = "oracle = ? OR oracle IN (SELECT oracle FROM uses WHERE run = ? AND place = ?)"
+            values: tuple[Any, ...] = (oracle, self.run, place)
+        else:
+            known, values = "oracle = ?", (oracle,)
+        spent = self._spent(f"run = ? AND ({known})", self.run, *values)
+        if not spent.open:
+            return spent
+        recent = self._one(
+            f"SELECT count(*) FROM calls WHERE state = 'sent' AND run = ? AND ({known}) AND asked_at >= ?",
+            *(self.run, *values, since),
+        )
+        return replace(spent, in_flight=int(recent[0]))
 
     def _spent(self, clause: str, *values: Any) -> Spent:
         sums = ("calls", "tokens", "cost", "open", "failed", "found", "remembered")

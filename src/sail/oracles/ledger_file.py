@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sail.errors import OracleError
+from sail.sqlite_files import BUSY_SECONDS, head_of, transaction, write_ahead
+
+__all__ = ["APPLICATION", "VERSION", "open_file", "transaction"]
 
 VERSION = 1
 APPLICATION = 0x5341494C
 """Marks a SQLite file as a ledger of sail ("SAIL"), so that no other program's file is ever written to."""
-BUSY_SECONDS = 60.0
-"""How long one process waits for another one's transaction."""
 _MAGIC = b"SQLite format 3\x00"
 
 _SCHEMA = (
@@ -54,6 +52,17 @@ _SCHEMA = (
     """CREATE UNIQUE INDEX IF NOT EXISTS one_answer ON calls (comparison, oracle)
         WHERE state IN ('answered', 'remembered')""",
 )
+_ADDED = (
+    # Which oracle stood where in a run's settings (its caps go by the place: its address may change), and how it was asked.
+    """CREATE TABLE IF NOT EXISTS uses (
+        run TEXT NOT NULL, place TEXT NOT NULL, oracle INTEGER NOT NULL REFERENCES oracles(id), orders TEXT NOT NULL,
+        PRIMARY KEY (run, place, oracle)) WITHOUT ROWID""",
+    # Pairs that a budget has admitted, whatever came of them.
+    """CREATE TABLE IF NOT EXISTS claims (
+        run TEXT NOT NULL, place TEXT NOT NULL, pair TEXT NOT NULL, PRIMARY KEY (run, place, pair)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS open_calls ON calls (run, oracle) WHERE state = 'sent'",
+)
+"""What version 1 did not have from the beginning; a sail that does not know it can read and write the file all the same."""
 
 
 def open_file(path: Path | str) -> sqlite3.Connection:
@@ -65,11 +74,13 @@ def open_file(path: Path | str) -> sqlite3.Connection:
         db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=BUSY_SECONDS)
         try:
             is_new = _is_new(db, path)
-            _write_ahead(db)
+            write_ahead(db)
             # With a write-ahead log a committed transaction survives the death of the process; power loss may cost the last ones.
             db.execute("PRAGMA synchronous=NORMAL")
             if is_new:
                 _make_tables(db)
+            elif not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'open_calls'").fetchone():
+                _add_tables(db)
         except BaseException:
             db.close()
             raise
@@ -78,19 +89,6 @@ def open_file(path: Path | str) -> sqlite3.Connection:
             f"The ledger {path} cannot be opened: {error}. Check the path and its rights, or point oracle.ledger elsewhere."
         ) from error
     return db
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """BEGIN IMMEDIATE ... COMMIT, rolled back on an error."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # a full disk has rolled it back already
-            db.execute("ROLLBACK")
-        raise
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -110,42 +108,30 @@ def _refuse_other_files(path: Path) -> None:
 
 def _make_tables(db: sqlite3.Connection) -> None:
     with transaction(db):
-        for statement in _SCHEMA:
+        for statement in (*_SCHEMA, *_ADDED):
             db.execute(statement)
         db.execute(f"PRAGMA application_id = {APPLICATION}")
         db.execute(f"PRAGMA user_version = {VERSION}")
 
 
+def _add_tables(db: sqlite3.Connection) -> None:
+    with transaction(db):
+        for statement in _ADDED:
+            db.execute(statement)
+
+
 def _is_new(db: sqlite3.Connection, path: Path | str) -> bool:
     """Whether the file has no tables yet; OracleError where it has others than ours."""
-    # One moment of the file: another process may be making its tables right now.
-    db.execute("BEGIN")
-    application = db.execute("PRAGMA application_id").fetchone()[0]
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    tables = db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    db.execute("COMMIT")
-    if application == APPLICATION and version == VERSION:
+    head = head_of(db)
+    if head.application == APPLICATION and head.version == VERSION:
         return False
-    if application == APPLICATION:
+    if head.application == APPLICATION:
         raise OracleError(
-            f"The ledger {path} has version {version}, and this sail reads and writes version {VERSION}. Use the sail that wrote "
-            "it, or another file."
+            f"The ledger {path} has version {head.version}, and this sail reads and writes version {VERSION}. Use the sail "
+            "that wrote it, or another file."
         )
-    if tables:
+    if head.tables:
         raise OracleError(
             f"{path} is a SQLite file of another program. It is left as it is; point oracle.ledger elsewhere."
         )
     return True
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Switch the log on. SQLite does not wait for others here, so that several processes that begin at once must."""
-    until = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > until:
-                raise
-            time.sleep(0.02)

@@ -92,6 +92,11 @@ class People(Oracle):
         if labels.settle(list(asked)):
             self._wait(labels, list(asked))
         verdicts = labels.verdicts(list(asked))
+        if lost := asked.keys() - verdicts.keys():
+            raise OracleError(
+                f"{len(lost)} of {len(asked)} pairs have vanished from {self.path} while their labels were waited for: something "
+                "else has replaced what is asked there. Leave the file to this run, then resume; labels given so far count."
+            )
         answers = []
         for item, swapped in items:
             verdict = verdicts[item.hash]

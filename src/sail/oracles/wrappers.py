@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from sail import seeds
 from sail.errors import OracleError
 from sail.oracles.base import Oracle, ScoringOracle, check_count
+from sail.oracles.committee import Committee
 from sail.oracles.ledger import Answer, Call, Ledger, hash_of
 from sail.types import Pair, Preference
+
+__all__ = ["BothOrders", "Budgeted", "Committee", "Noise", "OneOrder", "Remember", "Wrapper"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +27,19 @@ class Wrapper(Oracle):
         self.may_abstain = inner.may_abstain
         self.symmetric = inner.symmetric
         self.asks_people = inner.asks_people
+
+    @property
+    def order(self) -> str:
+        """The inner oracle's."""
+        return self.inner.order
+
+    def ordered(self) -> Oracle | None:
+        """The inner oracle's."""
+        return self.inner.ordered()
+
+    def asked_in(self, orders: str) -> None:
+        """Passed on."""
+        self.inner.asked_in(orders)
 
     def settings(self) -> dict[str, Any]:
         """The inner oracle's."""
@@ -47,15 +62,37 @@ class Wrapper(Oracle):
 # ---- the order of the two responses
 
 
-class BothOrders(Wrapper):
+class _Order(Wrapper):
+    """Decides in which orders the inner oracle is asked, and says so to what keeps a ledger inside."""
+
+    kind: str
+
+    def __init__(self, inner: Oracle) -> None:
+        super().__init__(inner)
+        self.symmetric = True
+        if not inner.symmetric:
+            inner.asked_in(self.kind)
+
+    @property
+    def order(self) -> str:
+        """Its own kind, unless the order does not matter to the inner oracle anyway."""
+        return self.inner.order if self.inner.symmetric else self.kind
+
+    def asked_in(self, orders: str) -> None:
+        """Nothing more: how the inner oracle is asked is decided here."""
+        return
+
+
+class BothOrders(_Order):
     """Asks in both orders: p = (p(first, second) + 1 - p(second, first)) / 2; abstains if either verdict does.
 
     Symmetric by construction. Counts how often the same place wins whatever stands there: the inner oracle's position bias.
     """
 
+    kind = "both_orders"
+
     def __init__(self, inner: Oracle) -> None:
         super().__init__(inner)
-        self.symmetric = True
         self.counts = dict.fromkeys(
             ("asked", "answered", "first_place_wins_both", "second_place_wins_both"), 0
         )
@@ -68,10 +105,15 @@ class BothOrders(Wrapper):
         """both_orders: pairs asked, answered in both orders, and won by the same place in both."""
         return {**self.inner.report(), "both_orders": dict(self.counts)}
 
+    def ordered(self) -> Oracle | None:
+        """The inner oracle, where its verdict may depend on the order."""
+        return None if self.inner.symmetric else self.inner
+
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
-        """All pairs in both orders at once."""
-        given = self._ask([*pairs, *(pair.swap() for pair in pairs)])
-        return [self._together(*both) for both in zip(given[: len(pairs)], given[len(pairs) :], strict=True)]
+        """All pairs in both orders at once, the two of a pair next to each other: a cap that is reached in between then costs
+        half a pair, not the half of all."""
+        given = self._ask([one for pair in pairs for one in (pair, pair.swap())])
+        return [self._together(*both) for both in zip(given[::2], given[1::2], strict=True)]
 
     def _together(self, forward: Preference, backward: Preference) -> Preference:
         self.counts["asked"] += 1
@@ -86,15 +128,13 @@ class BothOrders(Wrapper):
         return Preference((p + (1.0 - swapped)) / 2.0, _orders(forward.reason, backward.reason))
 
 
-class OneOrder(Wrapper):
+class OneOrder(_Order):
     """Asks in one order only, which a hash of the texts decides: symmetric at half the price of BothOrders.
 
     A position bias is not removed, but falls on either response with equal chance.
     """
 
-    def __init__(self, inner: Oracle) -> None:
-        super().__init__(inner)
-        self.symmetric = True
+    kind = "one_order"
 
     def settings(self) -> dict[str, Any]:
         """Says that one order is asked, and of whom."""
@@ -154,12 +194,20 @@ class Remember(Wrapper):
         super().__init__(inner)
         self.ledger = ledger
         self._id: int | None = None
+        self._orders = "symmetric" if inner.symmetric else "as_given"
+
+    def asked_in(self, orders: str) -> None:
+        """Entered in the ledger, and passed on."""
+        self._orders = orders
+        super().asked_in(orders)
 
     @property
     def oracle_id(self) -> int:
         """Its id in the ledger; its answers are its own, also where the inner oracle keeps a ledger of calls."""
         if self._id is None:
-            self._id = self.ledger.oracle(self.name, {"remembered": self.inner.settings()})
+            self._id = self.ledger.oracle(
+                self.name, {"remembered": self.inner.settings()}, place=self.place, orders=self._orders
+            )
         return self._id
 
     def known(self, pairs: Sequence[Pair]) -> list[Preference | None]:
@@ -190,8 +238,9 @@ class Remember(Wrapper):
 class Budgeted(Wrapper):
     """Asks about at most `calls` different pairs over all processes and resumes of a run; what is remembered is free.
 
-    At the cap further pairs abstain, or (at_cap = stop) OracleError is raised. Exact for one process; processes that ask at the
-    same moment do not see each other's batch.
+    A pair is counted, and that committed, before it is asked, whatever comes of it; one that is asked again because its answer
+    was not to be kept is not counted again. At the cap further pairs abstain, or (at_cap = stop) OracleError is raised. Exact
+    for any number of processes.
     """
 
     inner: Remember
@@ -202,18 +251,20 @@ class Budgeted(Wrapper):
         self.may_abstain = True
         self._told = False
 
+    def ordered(self) -> Oracle | None:
+        """None: nobody asks past the budget."""
+        return None
+
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """The inner verdicts as far as the budget goes, in the order of the rows."""
-        left = self.calls - self.inner.ledger.spent(self.inner.oracle_id).remembered
-        admitted: set[str] = set()
-        rows = []
-        for row, (pair, known) in enumerate(zip(pairs, self.inner.known(pairs), strict=True)):
-            key = _call(pair).key
-            if known is None and key not in admitted:
-                if len(admitted) >= left:
-                    continue
-                admitted.add(key)
-            rows.append(row)
+        known = self.inner.known(pairs)
+        keys = [_call(pair).key for pair in pairs]
+        new = [key for key, one in zip(keys, known, strict=True) if one is None]
+        # Without a place in a run's settings the oracle itself is one.
+        place = self.place or f"oracle {self.inner.oracle_id}"
+        admitted = self.inner.ledger.claim(place, self.inner.oracle_id, new, self.calls) if new else set()
+        free = [one is not None or key in admitted for key, one in zip(keys, known, strict=True)]
+        rows = [row for row, may in enumerate(free) if may]
         refused = len(pairs) - len(rows)
         given = dict(zip(rows, self._ask([pairs[row] for row in rows]), strict=True))
         if refused:
@@ -234,76 +285,6 @@ class Budgeted(Wrapper):
                 self.name,
                 self.calls,
             )
-
-
-# ---- several
-
-
-class Committee(Oracle):
-    """The mean of several oracles' probabilities, over the members that answered.
-
-    The disagreement of a pair is the largest of their probabilities minus the smallest. Abstains where it is above
-    `abstain_above`, and where every member does. The members' verdicts stand in the reason.
-    """
-
-    def __init__(
-        self, members: Sequence[Oracle], *, abstain_above: float | None = None, name: str = "committee"
-    ) -> None:
-        if not members:
-            raise OracleError("A committee has no members. Give it at least one oracle.")
-        self.members, self.abstain_above, self.name = tuple(members), abstain_above, name
-        self.may_abstain = abstain_above is not None or all(member.may_abstain for member in members)
-        self.symmetric = all(member.symmetric for member in members)
-        self.asks_people = any(member.asks_people for member in members)
-        self.counts: Counter[str] = Counter()
-        self.disagreement = 0.0
-
-    def settings(self) -> dict[str, Any]:
-        """The members' settings and the threshold."""
-        members = [member.settings() for member in self.members]
-        return {"committee": members, "abstain_above": self.abstain_above}
-
-    def report(self) -> dict[str, Any]:
-        """committee: pairs asked, split (members on either side of 1/2), abstained for disagreement, the mean disagreement over
-        the `compared` pairs that at least two members answered; and each member's own."""
-        compared = self.counts["compared"]
-        counts = {
-            name: self.counts[name] for name in ("asked", "compared", "split", "abstained_for_disagreement")
-        }
-        mean = self.disagreement / compared if compared else None
-        members = [{"name": member.name, **member.report()} for member in self.members]
-        return {"committee": {**counts, "mean_disagreement": mean, "members": members}}
-
-    def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
-        """Every member about all pairs, one member after the other."""
-        given = []
-        for member in self.members:
-            given.append(member.compare(pairs))
-            check_count(member.name, pairs, given[-1])
-        return [self._verdict(row) for row in zip(*given, strict=True)]
-
-    def _verdict(self, verdicts: Sequence[Preference]) -> Preference:
-        self.counts["asked"] += 1
-        told = "; ".join(map(_told, self.members, verdicts))
-        passing = any(one.passing for one in verdicts)
-        numbers = [one.first_wins for one in verdicts if one.first_wins is not None]
-        if not numbers:
-            return Preference(None, told, passing)
-        spread = max(numbers) - min(numbers)
-        if len(numbers) > 1:
-            self.counts["compared"] += 1
-            self.counts["split"] += max(numbers) > 0.5 > min(numbers)
-            self.disagreement += spread
-        if self.abstain_above is not None and spread > self.abstain_above:
-            self.counts["abstained_for_disagreement"] += 1
-            return Preference(None, f"the members disagree by {spread:.2f}: {told}", passing)
-        # A mean without a member that may answer later is no verdict to keep.
-        return Preference(sum(numbers) / len(numbers), told, passing)
-
-
-def _told(member: Oracle, verdict: Preference) -> str:
-    said = "abstained" if verdict.first_wins is None else f"{verdict.first_wins:.2f}"
-    return f"{member.name}: {said}" + (f" ({verdict.reason})" if verdict.reason else "")
 
 
 def _orders(forward: str | None, backward: str | None) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from sail.report import orders
 from sail.report.health import Check, Outcome, absent, fine, judged, unmeasured
 from sail.report.measure import ENOUGH, LINES, asks, decisiveness, ends, percent, position, rate_of_counts
 from sail.report.record import Row, RunRecord, interval
@@ -66,17 +67,34 @@ def first_wins(record: RunRecord) -> Outcome:
 
 
 def swapped(record: RunRecord) -> Outcome:
-    """Whether the oracle contradicts itself when the order is turned round."""
-    found = record.audit.get("oracle_swap")
-    if not isinstance(found, dict):
-        return _no_audit(record)
-    if found.get("kind") == "symmetric":
-        return fine("it scores each response by itself, so the order cannot matter", 0.0)
-    disagreement = interval(found.get("disagreement"))
-    if disagreement is None:
-        return _no_audit(record)
-    return judged(
-        _low(disagreement) > SWAPPED, f"another verdict in {percent(disagreement)}", disagreement["mean"]
+    """Whether an oracle contradicts itself when the order is turned round. Asked in one order only, that cannot be seen, but a
+    place that wins with 1/2 + b turns at least 2 b of the verdicts over."""
+    measured = orders.found(record)
+    if measured:
+        beyond = [row for row in measured if _turns(row) > SWAPPED]
+        worst = max(beyond or measured, key=_turns_by)
+        said = "; ".join(orders.words(row) for row in (beyond or measured))
+        return judged(bool(beyond), said, _turns_by(worst))
+    if (why := orders.without_place(record)) is not None:
+        return fine(why, 0.0)
+    if orders.kind(record) in ("both_orders", "one_order"):
+        return unmeasured("no pair has answers by which the order could be judged")
+    return _no_audit(record)
+
+
+def _turns(row: Row) -> float:
+    """The least share of verdicts that turn with the order, by the interval."""
+    if row["disagreement"]:
+        return _low(row["disagreement"])
+    first = row["first_wins"]
+    low, high = (first["mean"] if first[end] is None else first[end] for end in ("low", "high"))
+    return float(2 * max(low - 0.5, 0.5 - high, 0.0))
+
+
+def _turns_by(row: Row) -> float:
+    """The same by the mean."""
+    return float(
+        row["disagreement"]["mean"] if row["disagreement"] else 2 * abs(row["first_wins"]["mean"] - 0.5)
     )
 
 
@@ -163,7 +181,8 @@ CHECKS = [
         "Does the oracle stand by its verdict when the order is swapped?",
         "another verdict in at most 25% (95% interval not above)",
         "The oracle contradicts itself when the order is swapped.",
-        "Half of its contradictions are wrong labels. Ask in both orders and average, or use a better judge.",
+        "Half of its contradictions are wrong labels; averaged over both orders they say nothing. Ask in both orders, or use a "
+        "better judge.",
         ("labels",),
         swapped,
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sail.report import measure
+from sail.report import measure, orders
 from sail.report.measure import amount, percent
 from sail.report.record import Row, RunRecord, interval, number
 from sail.report.words import clean, messages, show
@@ -106,15 +106,12 @@ def _of_verdicts(
 
 
 def _swap(record: RunRecord) -> Cell:
-    found = record.audit.get("oracle_swap")
-    if not isinstance(found, dict):
-        return _cell()
-    if found.get("kind") == "symmetric":
-        return _cell("symmetric by construction", value=0.0)
-    disagreement, first = interval(found.get("disagreement")), interval(found.get("first_wins"))
-    lines = [f"another verdict in {percent(disagreement)}"] if disagreement else []
-    lines += [f"first wins with {percent(first)}"] if first else []
-    return _cell(*lines, value=disagreement)
+    measured = orders.found(record)
+    if measured:
+        value = measured[0]["disagreement"] or measured[0]["first_wins"]
+        return _cell(*map(orders.words, measured), value=value)
+    why = orders.without_place(record)
+    return _cell() if why is None else _cell(why, value=0.0)
 
 
 def _with_dataset(record: RunRecord) -> Cell:

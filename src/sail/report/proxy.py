@@ -7,6 +7,7 @@ from typing import Any
 
 from sail.oracle_config import described
 from sail.report.record import Row, RunRecord, number
+from sail.report.words import clean
 
 MARKS = {"gold": "-", "proxy": "--"}
 
@@ -14,11 +15,12 @@ MARKS = {"gold": "-", "proxy": "--"}
 def chart(records: list[RunRecord]) -> Row | None:
     """Gains over the start in its standard deviations over prompts, so that two scales fit one plot; None without an eval_oracle.
 
-    A run with an eval_oracle has both lines. One that was labelled by that very oracle has gold's, from its own reward. Gain and
-    deviation: (mean at the evaluation - mean at the start) / sd over prompts of the reference's scores in results.json.
+    A run with an eval_oracle has both lines, gold's alone where the labelling oracle gives no scores. One that was labelled by
+    that very oracle has gold's, from its own reward. Gain and deviation: (mean at the evaluation - mean at the start) / sd over
+    prompts of the reference's scores in results.json.
     """
     golds = {described(record.config.get("eval_oracle")) for record in records} - {None}
-    series = []
+    series, unscored, measured = [], [], False
     for run, record in enumerate(records):
         if record.config.get("eval_oracle") is not None:
             keys = {"proxy": "reward", "gold": "gold"}
@@ -27,9 +29,18 @@ def chart(records: list[RunRecord]) -> Row | None:
         else:
             continue
         lines = [_line(record, run, part, key) for part, key in keys.items()]
-        series += [line for line in lines if line is not None]
-    if not any(one["part"] == "proxy" for one in series):
+        drawn = [line for line in lines if line is not None]
+        series += drawn
+        if "proxy" in keys and drawn:
+            measured = True
+            unscored += [clean(record.name)] if {one["part"] for one in drawn} == {"gold"} else []
+    if not measured:
         return None
+    missing = (
+        f" {', '.join(unscored)}: the oracle that labels gives no scores, so there is no dashed line."
+        if unscored
+        else ""
+    )
     return {
         "id": "proxy-gold",
         "kind": "lines",
@@ -38,7 +49,7 @@ def chart(records: list[RunRecord]) -> Row | None:
         "unit": "gain, standard deviations of the start",
         "x_unit": "KL to the reference, nats per response",
         "about": "Dashed: the oracle that labels, a proxy. Full: the evaluation oracle, gold. Where the proxy rises and gold "
-        "does not, the policy has learned the proxy's mistakes. Band: 95% interval of the mean.",
+        "does not, the policy has learned the proxy's mistakes. Band: 95% interval of the mean." + missing,
         "rule": [0.0, "the start"],
         "markers": True,
         "series": series,

@@ -7,13 +7,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sail.errors import DataError
+from sail.report.ledger_orders import of_folder
 from sail.report.lines import Lines, Problem, Row, number
 from sail.report.pairs_file import (
     FILE,
@@ -38,7 +39,7 @@ class RunRecord:
     `not_finite` by key). pairs: at most the asked number of on-policy pairs, spread evenly over the run, each with the
     reference's answer to its prompt under "reference" (None if there is none); `facts` holds for all pairs of the file.
     audit: audit.json, what only the models and the oracle could tell, {} if it is not there. frontier: checkpoints that
-    `sail eval` measured, as it wrote them.
+    `sail eval` measured, as it wrote them. orders: the position bias of its oracles, from its ledger.
     """
 
     name: str
@@ -49,6 +50,7 @@ class RunRecord:
     facts: PairFacts = field(default_factory=PairFacts)
     audit: Row = field(default_factory=dict)
     frontier: list[Row] = field(default_factory=list)
+    orders: list[Row] = field(default_factory=list)
     not_finite: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -129,17 +131,19 @@ def read_run(
 
 
 def read_runs(folders: list[Path], *, max_pairs: int = 300, watch: Watch | None = None) -> list[RunRecord]:
-    """Read several runs; folders of the same name are told apart by the folders that hold them."""
+    """Read several runs, and the ledgers of those that keep one; folders of the same name are told apart by the folders that hold
+    them."""
     own = [folder.resolve().name for folder in folders]
     parents = [folder.resolve().parent.name for folder in folders]
     names = [f"{p}/{n}" if own.count(n) > 1 else n for p, n in zip(parents, own, strict=True)]
     for i, name in enumerate(names):
         earlier = names[:i].count(name)  # the same folder twice, or deeper twins
         names[i] = f"{name} ({earlier + 1})" if earlier else name
-    return [
-        read_run(folder, name=name, max_pairs=max_pairs, watch=watch)
-        for folder, name in zip(folders, names, strict=True)
-    ]
+    records = []
+    for folder, name in zip(folders, names, strict=True):
+        record = read_run(folder, name=name, max_pairs=max_pairs, watch=watch)
+        records.append(replace(record, orders=of_folder(folder, record.problems)))
+    return records
 
 
 def _read_mapping(

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from sail.errors import CheckpointError
+from sail.oracles.ledger import hash_of
 
 STATE_FILE = "trainer_state.json"
 RUN_STATE_FILE = "sail_state.json"
@@ -139,19 +141,52 @@ def require_complete(checkpoint: Path) -> Path:
     return _with_optimizer(checkpoint)
 
 
+def oracles_of(trainer: Any) -> dict[str, str]:
+    """What the oracles of a run answer by, by dotted name with a hash each: an edited reward file, another rubric behind the same
+    name and retrained weights are another oracle. Its address is left out: a run may go on with the same judge elsewhere."""
+    found: dict[str, str] = {}
+    for name, oracle in (("oracle", trainer.oracle), ("eval_oracle", trainer.eval_oracle)):
+        if oracle is not None:
+            leaves = _leaves(name, oracle.settings())
+            found |= {
+                key: hash_of(json.dumps(value, sort_keys=True, default=repr))[:16] for key, value in leaves
+            }
+    return found
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """The values of nested settings by dotted name; `extra`, which goes to a server word for word, is one value."""
+    if isinstance(value, dict) and not name.endswith(".extra"):
+        for key, inner in value.items():
+            if key != "url":
+                yield from _leaves(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            yield from _leaves(f"{name}.{place}", inner)
+    else:
+        yield name, value
+
+
 def refuse_another_run(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """CheckpointError, naming what differs, if the checkpoint is of a run with other options or other training rows."""
+    """CheckpointError, naming what differs, if the checkpoint is of a run with other options, other training rows or oracles that
+    answer otherwise."""
     before = run_state(checkpoint).get("run", {})
     now = json.loads(json.dumps(identity))
-    changed = [name for name in sorted(before) if before[name] != now.get(name)]
+    # What an oracle is named by may come and go; of everything else only what the checkpoint knows is compared.
+    new = {key for key in now if _of_an_oracle(key)} if any(map(_of_an_oracle, before)) else set()
+    changed = [name for name in sorted({*before, *new}) if before.get(name) != now.get(name)]
     if changed:
         listed = "; ".join(
-            f"{name}: {_short(before[name])} then, {_short(now.get(name))} now" for name in changed
+            f"{name}: {_short(before.get(name))} then, {_short(now.get(name))} now" for name in changed
         )
         raise CheckpointError(
             f"{checkpoint} is of another run ({listed}), so it cannot be continued exactly. Put them back, or start anew in "
             "another output_dir."
         )
+
+
+def _of_an_oracle(name: str) -> bool:
+    return name.startswith(("oracle.", "eval_oracle."))
 
 
 def _short(value: Any) -> str:

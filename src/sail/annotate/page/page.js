@@ -26,6 +26,12 @@
         });
         const answer = await reply.json();
         if (reply.ok) { if (lost) alarm(""); return answer; }
+        if (what === "label" && (reply.status === 401 || reply.status === 403)) {
+          // The token is another one than this page knows: opened again, its link gives this browser the new one.
+          alarm("Your last label is not saved yet: the server does not know this page any more. Keep it open, and open the link that sail printed in another tab: then the label is sent.");
+          await rest(AGAIN_MS);
+          continue;
+        }
         alarm(answer.error || "The server refused this.");
         return null;
       } catch (error) {
