@@ -201,7 +201,7 @@ def test_one_run_without_a_table(tmp_path):
     assert answers["cost"] == "0 oracle calls"
     assert answers["wrong"] == "Nothing found"
     (wrong,) = (tile for tile in report["answers"] if tile["id"] == "wrong")
-    assert wrong["detail"] == "16 checks are fine, 1 not measured, 7 do not apply."
+    assert wrong["detail"] == "16 checks are fine, 2 not measured, 7 do not apply."
     assert report["table"]["columns"][:2] == ["Run", "Reward gained"]
     assert report["table"]["sizes"][1] == 24
     assert report["gain_chart"] is None
