@@ -109,10 +109,13 @@ def train_flops(shape: Shape, trained: float, read: float, length: float, *, lor
     """Floating-point operations of a step's training part, of the model alone: 2 per weight and token forward, 4 backward (2
     with LoRA, whose frozen weights get no gradient), and 2 x 2 x width per attended pair of tokens (half of them, causal).
 
-    trained, read: tokens with forward and backward, and with a reference forward. Recomputation is not counted: it is no use.
+    trained, read: tokens with forward and backward, and with a reference forward; `length` of them a text. The head counts for
+    the `shape.response` tokens of each text that the loss needs; whoever makes more logits gets nothing for them, as for
+    recomputation.
     """
     attention = 2 * shape.width * shape.width * (1 + shape.kv_heads / shape.heads)
-    weights = shape.layers * (attention + 3 * shape.width * shape.inner) + (shape.words + 2) * shape.width
+    head = (shape.words + 2) * shape.width * min(shape.response / length, 1.0)
+    weights = shape.layers * (attention + 3 * shape.width * shape.inner) + head
     per_token = 2 * weights + 2 * shape.layers * shape.width * length
     return per_token * ((2 if lora else 3) * trained + read)
 

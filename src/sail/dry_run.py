@@ -169,8 +169,7 @@ def work_of(arguments: SAILConfig, mixture: Mixture, compute: torch.dtype) -> Wo
         tempered=arguments.temperature != 1.0 and bool(mixture.corrected),
         checkpointing=checkpointing_of(arguments),
         compute=compute,
-        # Under ZeRO-3 the head's weights lie elsewhere, and the model's own logits are taken.
-        chunk=0 if split_of(arguments) == "zero3" else arguments.logprob_chunk,
+        chunk=arguments.logprob_chunk,
     )
 
 
@@ -230,13 +229,13 @@ def _needs(config: RunConfig, arguments: SAILConfig, mixture: Mixture) -> list[s
         oracle=labels,
     )
     here = over(whole_run, split, devices)
-    many = {name: over(whole_run, name, MANY).total for name in ("none", "zero2", "zero3")}
+    many = {name: over(whole_run, name, MANY).total for name in ("none", "zero2", "zero3", "fsdp")}
     return [
         f"trainable parameters: {trained:,} of {every:,}",
         f"memory per device, an estimate, computing in {words}:",
         *memory_lines(here, work, optimiser, peft_config is not None, bits),
         f"  over {MANY} devices: {_gib(many['none'])} each with data parallel, {_gib(many['zero2'])} with ZeRO-2, "
-        f"{_gib(many['zero3'])} with ZeRO-3 or FSDP",
+        f"{_gib(many['zero3'])} with ZeRO-3, {_gib(many['fsdp'])} with FSDP",
     ]
 
 
@@ -264,13 +263,15 @@ def memory_lines(memory: Memory, work: Work, optimiser: str, adapter: bool, bits
             f"{work.sampled} responses at once; generation_batch_size makes it fewer",
         ),
         ("sampling, the rest", memory.sampling, ""),
+        ("weights gathered", memory.gathered, "all of them, while a step is prepared"),
     ]
     lines = [
         f"  {name:<26}{_gib(size):>10}" + (f"   {note}" if note else "")
         for name, size, note in parts
         if size or (name == "reference" and note)
     ]
-    sampling = f", {_gib(memory.while_sampling)} while sampling" if work.sampled else ""
+    preparing = "while sampling" if work.sampled else "while a step is prepared"
+    sampling = f", {_gib(memory.while_sampling)} {preparing}" if work.sampled or memory.gathered else ""
     return [*lines, f"  {'peak':<26}{_gib(memory.while_training):>10}   while training{sampling}"]
 
 

@@ -53,7 +53,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `activations` and `logits` are there while training, `cache` and `sampling` while sampling."""
+    """Bytes on one device. `activations` and `logits` are there while training, `cache` and `sampling` while sampling.
+
+    own_logits: of the model's own logits, which ZeRO-3 takes. gathered: the whole copy of split weights while a step is prepared.
+    """
 
     weights: int
     reference: int
@@ -65,6 +68,8 @@ class Memory:
     cache: int
     sampling: int
     oracle: int = 0
+    own_logits: int = 0
+    gathered: int = 0
 
     @property
     def kept(self) -> int:
@@ -78,8 +83,8 @@ class Memory:
 
     @property
     def while_sampling(self) -> int:
-        """The peak of a generate call; gradients are freed by then, buckets of data parallel are not."""
-        return self.kept + self.buckets + self.cache + self.sampling
+        """The peak of preparing a step, generate calls above all; gradients are freed by then, buckets of data parallel not."""
+        return self.kept + self.buckets + self.gathered + self.cache + self.sampling
 
     @property
     def total(self) -> int:
@@ -345,12 +350,17 @@ def estimate(
         cache=cache_bytes(model, work),
         sampling=sampling_bytes(model, work) if work.sampled else 0,
         oracle=oracle,
+        own_logits=logit_bytes(model, replace(work, chunk=0)),
     )
 
 
 def over(memory: Memory, split: str, devices: int) -> Memory:
     """The same on each of several devices that do the same work. `split`: none (data parallel, whose buckets are a copy of the
-    gradients), zero1 (optimiser state is split), zero2 (gradients too), zero3 or fsdp (weights and reference too)."""
+    gradients), zero1 (optimiser state is split), zero2 (gradients too), zero3 or fsdp (weights too).
+
+    A reference is a whole copy on each device under all of them. Split weights are gathered while a step is prepared (a share
+    and a whole copy), and under ZeRO-3 the head's lie elsewhere, so that log-probs come from the model's own logits.
+    """
     level = {"none": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp": 3}[split]
 
     def share(size: int, least: int) -> int:
@@ -359,8 +369,9 @@ def over(memory: Memory, split: str, devices: int) -> Memory:
     return replace(
         memory,
         weights=share(memory.weights, 3),
-        reference=share(memory.reference, 3),
         gradients=share(memory.gradients, 2),
         optimiser=share(memory.optimiser, 1),
         buckets=memory.gradients if devices > 1 and level == 0 else 0,
+        logits=memory.own_logits if split == "zero3" else memory.logits,
+        gathered=memory.weights if level == 3 else 0,
     )

@@ -120,11 +120,15 @@ def test_peak_bytes_by_hand() -> None:
 
 
 def test_model_operations_by_hand() -> None:
-    """One layer of width 2, inner 3, one head, 5 words and two marks: weights 4*4 + 3*6 + 7*2 = 48; at length 10 a token costs
-    2*48 + 2*1*2*10 = 136 forward. Six trained tokens (forward and twice that backward) and six read ones: 136 * (18 + 6)."""
-    shape = world.Shape(2, 1, 3, 1, 1, 5)
-    assert world.train_flops(shape, 6, 6, 10, lora=False) == 136 * 24
-    assert world.train_flops(shape, 6, 6, 10, lora=True) == 136 * 18
+    """One layer of width 2, inner 3, one head, 5 words and two marks, of a text's 10 tokens 5 of the response: weights
+    4*4 + 3*6 and 7*2 for every second token = 41; a token costs 2*41 + 2*1*2*10 = 122 forward. Six trained tokens (forward and
+    twice that backward) and six read ones: 122 * (18 + 6)."""
+    shape = world.Shape(2, 1, 3, 1, 1, 5, response=5)
+    assert world.train_flops(shape, 6, 6, 10, lora=False) == 122 * 24
+    assert world.train_flops(shape, 6, 6, 10, lora=True) == 122 * 18
+    assert (
+        world.train_flops(world.Shape(2, 1, 3, 1, 1, 5), 6, 6, 10, lora=False) == 136 * 24
+    )  # no text is all response
 
 
 def test_the_command_line() -> None:

@@ -135,6 +135,46 @@ def test_what_the_hubs_loader_is_asked_for(
     assert asked == calls
 
 
+@pytest.mark.parametrize(
+    ("error", "asked_twice"),
+    [
+        (RuntimeError("Dataset scripts are no longer supported, but found it.py"), True),
+        (
+            ValueError(
+                "Loading it requires you to execute the dataset script in that repo on your local machine."
+            ),
+            True,
+        ),
+        (
+            ValueError("The repository contains custom code. Pass the argument `trust_remote_code=True`."),
+            True,
+        ),
+        (ValueError("BuilderConfig 'comparisons' not found. Available: ['default']"), False),
+        (ConnectionError("no script of the hub could be reached"), False),
+    ],
+    ids=["now", "before", "long before", "another cause", "no network"],
+)
+def test_a_script_is_known_by_what_each_version_says(
+    error: Exception, asked_twice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The messages of versions 4, 3 and 2; anything else is no reason to ask again."""
+    datasets = pytest.importorskip("datasets")
+    asked: list[Any] = []
+
+    def load(hub: str, config: Any = None, **options: Any) -> Any:
+        asked.append(options.get("revision"))
+        if config == "comparisons":
+            raise error
+        return []
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(
+        DataError, match="not one row in it" if asked_twice else "could not be loaded from the hub"
+    ):
+        load_rows(parse_source("summarize-from-feedback"))  # type: ignore[arg-type]
+    assert asked == [None, "refs/convert/parquet"][: 1 + asked_twice]
+
+
 def test_a_hub_out_of_reach_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests run with HF_HUB_OFFLINE=1, so this is the real refusal."""
     made = parse_source("summarize-from-feedback")

@@ -5,13 +5,14 @@ Expected rows and counts are written by hand from the rows in named_sets.py.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import named_sets
 import pytest
-from named_sets import EXPECTED, WRITERS, kind, plain, question, rude, transcript
+from named_sets import EXPECTED, WRITERS, kind, plain, question, rude, summary_row, transcript
 from reading_sets import read, source, whole
 
 from sail.data.formats import Row
@@ -74,6 +75,17 @@ def test_other_columns_are_refused_and_named(name: str, tmp_path: Path) -> None:
     ) as caught:
         load_rows(source(name, tmp_path, path=str(path)))
     assert NAMED[name].columns[0] in str(caught.value)
+
+
+def test_columns_of_unequal_length_are_refused(tmp_path: Path) -> None:
+    """An object of lists in place of a list of objects, and one list is shorter."""
+    row = summary_row(1) | {"summaries": {"text": ["a", "b"], "note": ["c"]}}
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"row 1: a column has not the shape .*ValueError.*Check name and path"
+    ):
+        load_rows(DataSource(name="summarize-from-feedback", path=str(path), split="train"))
 
 
 def test_columns_of_another_shape_are_refused(tmp_path: Path) -> None:

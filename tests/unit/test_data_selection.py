@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from named_sets import EXPECTED, WRITERS
+from named_sets import EXPECTED, WRITERS, transcript
 from reading_sets import read, whole
 
 from sail.data.formats import Row
@@ -59,6 +60,33 @@ def test_a_conversation_falls_to_one_part_as_a_whole() -> None:
     assert abs(many.count("test") / 2000 - 0.3) < 0.04  # 4 standard deviations
     small = {n for n in range(2000) if part_of(f"prompt {n}", 0.1) == "test"}
     assert small <= {n for n in range(2000) if part_of(f"prompt {n}", 0.3) == "test"}
+
+
+@pytest.mark.parametrize("shape", ["chat", "text"])
+def test_a_conversation_falls_to_one_part_in_both_shapes(shape: str, tmp_path: Path) -> None:
+    """60 conversations, each also cut after its first answer: both rows are in one part, whichever way they are written."""
+    rows = []
+    for number in range(60):
+        for turns in ((f"hello {number}",), (f"hello {number}", "yes ?", "more")):
+            rows.append({side: transcript(*turns, side) for side in ("chosen", "rejected")})
+    path = rows_file(tmp_path, rows)
+    openings = []
+    for split in ("train", "test"):
+        found = load_rows(DataSource(name="hh-rlhf", path=path, split=split, held_out=0.4, shape=shape)).rows
+        texts = [json.dumps(row.prompt) for row in found]
+        openings.append(
+            {n for n in range(60) for text in texts if f"hello {n}" in re.findall(r"hello \d+", text)}
+        )
+    assert len(openings[0]) + len(openings[1]) == 60
+    assert not openings[0] & openings[1]
+    both = DataSource(name="hh-rlhf", path=path, split="test", held_out=0.4, shape="chat")
+    assert openings[1] == {int(row.prompt[0]["content"].split()[1]) for row in load_rows(both).rows}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_shape_moves_no_row_to_the_other_part(name: str, copies: Path) -> None:
+    parts = [read(name, copies, split="test", held_out=0.3, shape=shape).rows for shape in ("chat", "text")]
+    assert [row.origin for row in parts[0]] == [row.origin for row in parts[1]] != []
 
 
 def test_whitespace_makes_no_other_prompt() -> None:

@@ -9,6 +9,9 @@ from typing import Any
 from sail.data.named.base import NamedSet, Variant
 from sail.errors import DataError, MissingExtraError
 
+_OF_A_SCRIPT = ("script", "custom code", "trust_remote_code")
+"""What versions of the library say of a set that they could load only by running code of the hub."""
+
 
 def rows_of_hub(known: NamedSet, variant: str, split: str) -> Iterator[tuple[Any, str]]:
     """Yields (record, origin) of a split, by the hub's name for it. No code of the hub is run.
@@ -42,8 +45,8 @@ def _loaded(library: Any, form: Variant, folder: str | None, split: str) -> Any:
         )
     try:
         return library.load_dataset(form.hub, form.config, split=split)
-    except RuntimeError as error:
-        if "script" not in str(error):
+    except (RuntimeError, ValueError) as error:  # from version 4 on the first, before it the second
+        if not any(word in str(error) for word in _OF_A_SCRIPT):
             raise
     return library.load_dataset(form.hub, data_dir=folder, split=split, revision=form.revision)
 

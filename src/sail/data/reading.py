@@ -80,7 +80,8 @@ def _of_set(source: DataSource, counts: Counts) -> Iterator[Candidate]:
             continue
         counts.noted.update(made.notes)
         row = Row(made.prompt, made.chosen, made.rejected, origin)
-        yield Candidate(to_record(row), origin, made.prompt, made.chosen, made.rejected, made.gap)
+        answers = made.chosen, made.rejected
+        yield Candidate(to_record(row), origin, made.prompt, *answers, made.gap, made.opening)
 
 
 def _raw(source: DataSource, known: NamedSet) -> Iterator[tuple[Any, str]]:
@@ -107,7 +108,7 @@ def _converted(record: Any, origin: str, known: NamedSet, choice: Choice) -> Any
         )
     try:
         return known.convert(record, choice)
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         raise DataError(
             f"{origin}: a column has not the shape that {known.name} has ({type(error).__name__}: {error}). Check name and path."
         ) from error

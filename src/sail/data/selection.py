@@ -31,7 +31,10 @@ OTHER_PART, ABOVE_LIMIT = "in the other part (held-out split)", "above the limit
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row before selection: its record in TRL's format, and what selection looks at. prompt None: a row that cannot be read."""
+    """A row before selection: its record in TRL's format, and what selection looks at. prompt None: a row that cannot be read.
+
+    opening: the conversation's beginning as messages, where the prompt is a text that was made of it; else the prompt has it.
+    """
 
     record: Any
     origin: str
@@ -39,6 +42,7 @@ class Candidate:
     chosen: str | None = None
     rejected: str | None = None
     gap: float | None = None
+    opening: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ def _reason(one: Candidate, rules: Rules, seen: set[str]) -> str | None:
         if key in seen:
             return REPEAT
         seen.add(key)
-    if rules.part is not None and rules.part != part_of(one.prompt, rules.share):
+    if rules.part is not None and rules.part != part_of(one.opening or one.prompt, rules.share):
         return OTHER_PART
     return None
 

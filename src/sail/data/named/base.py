@@ -41,7 +41,7 @@ class Answered:
     """A prompt with its preferred and its other answer.
 
     gap: score of the chosen less that of the rejected answer; None where the set gives only a verdict. notes: what is worth
-    counting about a row that is used.
+    counting about a row that is used. opening: the conversation that a text was made of, which says whether it is held out.
     """
 
     prompt: Prompt
@@ -49,6 +49,7 @@ class Answered:
     rejected: str
     gap: float | None = None
     notes: tuple[str, ...] = ()
+    opening: Prompt | None = None
 
 
 @dataclass(frozen=True)
@@ -152,4 +153,5 @@ def pair_of(
         return Answered(list(turns), chosen.strip(), rejected.strip(), gap, notes)
     heads = {"user": f"{HUMAN} ", "assistant": f"{ASSISTANT} ", "system": "\n\n"}
     text = "".join(f"{heads.get(turn['role'], HUMAN)}{turn['content'].strip()}" for turn in turns)
-    return Answered(f"{text}{ASSISTANT}", f" {chosen.strip()}", f" {rejected.strip()}", gap, notes)
+    answers = f" {chosen.strip()}", f" {rejected.strip()}"
+    return Answered(f"{text}{ASSISTANT}", *answers, gap, notes, opening=list(turns))

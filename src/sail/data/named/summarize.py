@@ -39,7 +39,7 @@ def convert(row: Mapping[str, Any], choice: Choice) -> Answered | Unusable:
     chosen, rejected = (text.strip() for text in texts)
     if choice.shape == "chat":
         return Answered(as_user(prompt), chosen, rejected)
-    return Answered(prompt, f" {chosen}", f" {rejected}")
+    return Answered(prompt, f" {chosen}", f" {rejected}", opening=as_user(prompt))
 
 
 def _prompt(info: Mapping[str, Any]) -> str | None:
