@@ -26,6 +26,7 @@ from sail.evaluation.calibration import (
     reliability,
     reliability_picture,
 )
+from sail.fields import LOGS_AND_SAVES
 from sail.oracles.ledger import hash_of
 from sail.oracles.reward_model import RewardModel
 from sail.results import RESULTS, write_json
@@ -43,7 +44,7 @@ from sail.training.checkpoints import STATE_FILE, checkpoints, step_of
 BEGUN = "reward_run.json"
 """What the run was begun with; it also marks a folder as one that sail train-reward made, and may replace."""
 PICTURE = "reliability.svg"
-_MAY_CHANGE = {"output_dir", "save_steps", "save_total_limit", "logging_steps", "disable_tqdm"}
+_MAY_CHANGE = LOGS_AND_SAVES | {"output_dir"}
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,8 @@ def _checkpoint(folder: Path, begun: dict[str, Any]) -> Path | None:
     if not complete:
         return None
     before = json.loads((folder / BEGUN).read_text(encoding="utf-8"))
-    changed = sorted(key for key in before.keys() | begun.keys() if before.get(key) != begun.get(key))
+    keys = (before.keys() | begun.keys()) - _MAY_CHANGE
+    changed = sorted(key for key in keys if before.get(key) != begun.get(key))
     if changed:
         listed = "; ".join(f"{key}: {before.get(key)!r} then, {begun.get(key)!r} now" for key in changed)
         raise CheckpointError(

@@ -190,3 +190,12 @@ MAY_CHANGE = frozenset(
     }
 )
 """Options that a resumed run may have other values of: they say nothing about what is computed."""
+
+LOGS_AND_SAVES = frozenset(
+    {
+        *("disable_tqdm", "report_to", "run_name", "log_level", "log_level_replica", "log_on_each_node"),
+        *("logging_dir", "logging_first_step", "logging_steps", "logging_strategy", "logging_nan_inf_filter"),
+        *("save_steps", "save_strategy", "save_total_limit", "save_on_each_node"),
+    }
+)
+"""Keys of TrainingArguments that say when something is logged or saved, and nothing about what is computed."""

@@ -12,7 +12,7 @@ from sail.annotate.store import ANNOTATIONS, Annotations
 from sail.config import RunConfig, resolved_yaml
 from sail.errors import ConfigError
 from sail.evaluation.audit import ANSWERS, AUDIT
-from sail.fields import MAY_CHANGE
+from sail.fields import LOGS_AND_SAVES, MAY_CHANGE
 from sail.oracle_config import lasting
 from sail.results import RESULTS
 from sail.training.checkpoints import checkpoints, is_complete
@@ -87,7 +87,8 @@ def _refuse_changes(folder: Path, config: RunConfig) -> None:
 def _begun_with(text: str) -> dict[str, Any]:
     """The settings that must stay, by dotted key."""
     values = yaml.safe_load(text)
-    train = {key: value for key, value in (values.get("train") or {}).items() if key not in MAY_CHANGE}
+    free = MAY_CHANGE | LOGS_AND_SAVES
+    train = {key: value for key, value in (values.get("train") or {}).items() if key not in free}
     oracles = {name: lasting(values.get(name)) for name in ("oracle", "eval_oracle")}
     # What is done with a finished run concerns no step of it.
     return _flat({**values, **oracles, "train": train, "eval": None, "merge": None})

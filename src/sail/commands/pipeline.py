@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from sail.commands.stage_file import LOCK, Stage, Verdict, begin, finish, judge
+from sail.commands.stage_file import LOCK, Stage, Verdict, begin, finish, judge, record_of
 from sail.commands.stages import NAMES, stages_of
 from sail.errors import ConfigError, SailError
 
@@ -98,6 +98,12 @@ def _tell_plan(stage: Stage, left_open: Sequence[str], missing: Sequence[str], f
         after = f", unless {left_open[-1]} makes something else" if left_open else ""
         _tell(stage, f"up to date{after}")
         return False
+    try:
+        if verdict.action == "run" and verdict.used and not force:
+            _refuse_loss(stage, verdict)
+    except ConfigError as error:
+        _tell(stage, f"would be refused: {error}")
+        return True
     _tell(stage, f"would run: {verdict.why}. $ {shlex.join(['sail', *stage.words])}")
     return True
 
@@ -112,6 +118,7 @@ def _run(stage: Stage, verdict: Verdict, lock: BinaryIO | None, force: bool, lau
     if (
         verdict.action == "resume"
         and stage.name == "train-reward"
+        and verdict.used
         and (stage.folder / "results.json").exists()
     ):
         _tell(
@@ -122,17 +129,19 @@ def _run(stage: Stage, verdict: Verdict, lock: BinaryIO | None, force: bool, lau
     if verdict.action == "resume" and not force:
         _tell(stage, f"continues: {verdict.why}")
         flag = _RESUMES.get(stage.name, "")
+        overwrites = False
     else:
         _tell(stage, f"runs: {'--force' if verdict.action == 'skip' else verdict.why}")
         if verdict.used and not force:
-            _refuse_loss(stage)
+            _refuse_loss(stage, verdict)
         # What sail eval has begun by hand it goes on with by itself, or refuses.
-        by_hand = stage.name == "eval" and not stage.file.exists()
+        by_hand = stage.name == "eval" and not any(record_of(stage))
         flag = _FLAGS[stage.name] if verdict.used and (force or not by_hand) else ""
+        overwrites = bool(flag)
     words = [*stage.words, *([flag] if flag else [])]
     _tell(stage, f"$ {shlex.join(['sail', *words])}")
     if stage.lock is None:  # sail merge puts its folder there whole
-        begin(stage)
+        begin(stage, overwrites=overwrites)
     code = _in_own_process(words, lock, launcher if stage.name == "train" else "")
     if code in (130, -signal.SIGINT):
         print("The same sail pipeline command goes on from here.", file=sys.stderr)
@@ -145,12 +154,25 @@ def _run(stage: Stage, verdict: Verdict, lock: BinaryIO | None, force: bool, lau
     finish(stage)
 
 
-def _refuse_loss(stage: Stage) -> None:
-    """A stage begins anew over what an earlier one left; not over what was made otherwise, nor over answers that were paid."""
-    if stage.name in _KEPT and not stage.file.exists():
+def _refuse_loss(stage: Stage, verdict: Verdict) -> None:
+    """A stage begins anew over what an earlier one left; not over what was made otherwise, nor over checkpoints of a run that has
+    not ended, nor over answers that were paid."""
+    record, torn = record_of(stage)
+    if stage.name in _KEPT and not record:
         raise ConfigError(
             f"{stage.folder} holds something that sail pipeline has not made. Choose another folder for {stage.name}, or replace "
             "it with --force."
+        )
+    ended = record.get("status") == "done" or (stage.folder / "results.json").exists()
+    # Trainer writes its state last, so these are whole.
+    saved = sorted(
+        stage.folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime
+    )
+    if stage.name in _RESUMES and saved and not ended and not torn:
+        section = "train" if stage.name == "train" else "reward"
+        raise ConfigError(
+            f"{stage.folder} holds a run that has not ended ({saved[-1].parent.name}), and {stage.name} would begin anew: "
+            f"{verdict.why}. Put that back to go on with it, choose another {section}.output_dir, or begin anew with --force."
         )
     if stage.name == "train" and (stage.folder / "ledger.sqlite").exists():
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,8 @@ class Stage:
     """A step of the pipeline.
 
     `settings` by dotted key; `inputs` label -> path or hub name, `outputs` likewise; `words` is the command; `foreign` are names
-    in the folder that say that somebody has already made something there. `marks` is the file that records it.
+    in the folder that say that somebody has already made something there; `cleared` are patterns of what the command removes or
+    empties first when it is told to overwrite.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Stage:
     outputs: dict[str, str]
     foreign: tuple[str, ...] = ()
     lock: Path | None = None
+    cleared: tuple[str, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -96,8 +99,10 @@ class Verdict:
 
 def judge(stage: Stage) -> Verdict:
     """Compare what the stage would be made of with what it was made of."""
-    record = read_json(stage.file)
+    record, torn = record_of(stage)
     used = any(any(stage.folder.glob(name)) for name in stage.foreign)
+    if torn:
+        return Verdict("run", "it was stopped while it removed what an earlier one had made", True)
     if not record:
         return Verdict("run", "it has not run yet", used)
     prints = Prints(record.get("files", {}))
@@ -116,9 +121,24 @@ def judge(stage: Stage) -> Verdict:
     return Verdict("skip", "up to date", used)
 
 
-def begin(stage: Stage) -> None:
-    """Record what the stage is about to be made of."""
-    _write(stage, "running")
+def record_of(stage: Stage) -> tuple[dict[str, Any], bool]:
+    """What the folder's content was made of, {} where no record says it; and whether a part of it had been removed already.
+
+    A stage that overwrites removes the old content long after it was begun, once model and data have proved usable. Until
+    then the folder holds what the record before says, whatever was begun.
+    """
+    record = read_json(stage.file)
+    before, replaces = record.pop("before", {}), record.pop("replaces", {})
+    if record.get("status") == "done" or not replaces:
+        return record, False
+    now = _standing(stage)
+    left = sum(now.get(name) == state for name, state in replaces.items())
+    return (before, False) if left == len(replaces) else (record, left > 0)
+
+
+def begin(stage: Stage, *, overwrites: bool = False) -> None:
+    """Record what the stage is about to be made of; `overwrites` if its command is to remove first what the folder holds."""
+    _write(stage, "running", overwrites)
 
 
 def finish(stage: Stage) -> None:
@@ -126,8 +146,22 @@ def finish(stage: Stage) -> None:
     _write(stage, "done")
 
 
-def _write(stage: Stage, status: str) -> None:
-    prints = Prints(read_json(stage.file).get("files", {}))
+_NOT_OURS = re.compile(r"checkpoint-(?!\d+$)")
+
+
+def _standing(stage: Stage) -> dict[str, list[int]]:
+    """By name what `cleared` matches, with what changes when it is written anew. What is empty may be left standing."""
+    found = {}
+    for path in (path for pattern in stage.cleared for path in stage.folder.glob(pattern)):
+        state = path.stat()
+        if not _NOT_OURS.match(path.name) and (path.is_dir() or state.st_size):
+            found[path.name] = [state.st_ino, state.st_mtime_ns, state.st_size]
+    return found
+
+
+def _write(stage: Stage, status: str, overwrites: bool = False) -> None:
+    last, (before, torn) = read_json(stage.file), record_of(stage)
+    prints = Prints({**before.get("files", {}), **last.get("files", {})})
     record: dict[str, Any] = {
         "stage": stage.name,
         "status": status,
@@ -136,6 +170,10 @@ def _write(stage: Stage, status: str) -> None:
     }
     if status == "done":
         record["outputs"] = {label: prints.of(path) for label, path in stage.outputs.items()}
+    if overwrites:
+        # What was removed in part stays so until the rest is gone too.
+        again = {"before": before, "replaces": _standing(stage)}
+        record |= {key: last[key] for key in again} if torn else again
     stage.folder.mkdir(parents=True, exist_ok=True)
     write_json(stage.file, {**record, "files": prints.used})
 

@@ -11,11 +11,17 @@ from typing import Any
 from sail.commands.run_file import parse_override, put, read_run_file
 from sail.commands.stage_file import Stage, flat
 from sail.config import RunConfig, load_config
+from sail.data_config import DataSource
 from sail.errors import ConfigError
+from sail.fields import LOGS_AND_SAVES, MAY_CHANGE
 from sail.oracle_config import lasting, moved
 
 NAMES = ("sft", "train-reward", "train", "eval", "merge")
 _RUN = ("metrics.jsonl", "results.json", "checkpoint-*")
+_REWARD = ("reward_run.json", "results.json", "checkpoint-*")
+_EVAL = ("answers.jsonl", "judgements.jsonl")
+_PLACES = {"model", "train", "eval", "output_dir"}
+"""Keys of sft and reward that are compared by content, or not at all."""
 
 
 def stages_of(path: str, overrides: Sequence[str]) -> list[Stage]:
@@ -87,35 +93,41 @@ def _sft(config: RunConfig, words: list[str]) -> Stage:
     section = config.sft
     assert section is not None
     folder = Path(section.output_dir)
-    inputs = _inputs(
-        {
-            "model": section.model or config.model,
-            "tokenizer": config.tokenizer,
-            "sft.train" if section.train else "data.train": section.train or config.data.train,
-            "sft.eval": section.eval,
-        }
-    )
-    settings = _settings(config, sft=section.model_dump(exclude={"model", "train", "eval", "output_dir"}))
+    data = {
+        "sft.train" if section.train else "data.train": section.train or config.data.train,
+        "sft.eval": section.eval,
+    }
+    named = {"model": section.model or config.model, "tokenizer": config.tokenizer}
+    settings = _settings(config, data, sft=section.model_dump(exclude=_PLACES | LOGS_AND_SAVES))
     outputs = {"model": str(folder.absolute())}
-    return Stage("sft", folder, ["sft", *words], settings, inputs, outputs, ("config.json",))
+    return Stage(
+        "sft", folder, ["sft", *words], settings, _inputs({**named, **data}), outputs, ("config.json",)
+    )
 
 
 def _reward(config: RunConfig, words: list[str]) -> Stage:
     section = config.reward
     assert section is not None
     folder = Path(section.output_dir)
-    inputs = _inputs(
-        {
-            "model": section.model or config.model,
-            "tokenizer": None if section.model else config.tokenizer,
-            "reward.train" if section.train else "data.train": section.train or config.data.train,
-            "reward.eval" if section.eval else "data.eval": section.eval or config.data.eval,
-        }
+    data = {
+        "reward.train" if section.train else "data.train": section.train or config.data.train,
+        "reward.eval" if section.eval else "data.eval": section.eval or config.data.eval,
+    }
+    named = {
+        "model": section.model or config.model,
+        "tokenizer": None if section.model else config.tokenizer,
+    }
+    settings = _settings(config, data, reward=section.model_dump(exclude=_PLACES | LOGS_AND_SAVES))
+    return Stage(
+        "train-reward",
+        folder,
+        ["train-reward", *words],
+        settings,
+        _inputs({**named, **data}),
+        {"model": str(folder.absolute())},
+        _REWARD[:1],
+        cleared=_REWARD,
     )
-    settings = _settings(config, reward=section.model_dump(exclude={"model", "train", "eval", "output_dir"}))
-    used = ("reward_run.json",)
-    outputs = {"model": str(folder.absolute())}
-    return Stage("train-reward", folder, ["train-reward", *words], settings, inputs, outputs, used)
 
 
 def _train(config: RunConfig, words: list[str]) -> Stage:
@@ -124,16 +136,15 @@ def _train(config: RunConfig, words: list[str]) -> Stage:
     data = {f"data.{name}": getattr(config.data, name) for name in ("train", "eval", "prompts")}
     oracle, files = _oracle(config.oracle, "oracle")
     gold, gold_files = _oracle(config.eval_oracle, "eval_oracle")
-    dumped = config.train.model_dump(exclude={"output_dir"})
-    settings = _settings(config, train=dumped, oracle=oracle, eval_oracle=gold)
+    dumped = config.train.model_dump(exclude={"output_dir"} | MAY_CHANGE | LOGS_AND_SAVES)
+    settings = _settings(config, data, train=dumped, oracle=oracle, eval_oracle=gold)
     files |= gold_files
     outputs = {
         "model": str((folder / "model").absolute()),
         "results": str((folder / "results.json").absolute()),
     }
-    return Stage(
-        "train", folder, ["train", *words], settings, {**_inputs({**named, **data}), **files}, outputs, _RUN
-    )
+    inputs = {**_inputs({**named, **data}), **files}
+    return Stage("train", folder, ["train", *words], settings, inputs, outputs, _RUN, cleared=_RUN)
 
 
 def _eval(config: RunConfig) -> Stage:
@@ -142,18 +153,42 @@ def _eval(config: RunConfig) -> Stage:
     folder = Path(section.out) if section.out else run / "eval"
     own = section.oracle.rpartition(":")[0] if section.oracle else None
     oracle, files = _oracle(config.oracle, "oracle") if own is None else ({}, _inputs({"eval.oracle": own}))
-    named = {
+    data = {"eval.data" if section.data else "data.eval": section.data or config.data.eval}
+    named: dict[str, Any] = {
         "run": str((run / "model").absolute()),
-        "eval.data" if section.data else "data.eval": section.data or config.data.eval,
-        "eval.reference": section.reference,
+        **data,
+        **{
+            f"eval.against {rival}": _weights_of(rival) for rival in section.against if rival not in _NO_MODEL
+        },
+        "eval.reference": section.reference and _weights_of(section.reference),
         "eval.questions": section.questions if section.questions != "playground" else None,
         "eval.scorer": section.scorer.rpartition(":")[0] if section.scorer else None,
     }
     dumped = section.model_dump(exclude={"data", "reference", "out"})
-    settings = flat({"eval": dumped, "oracle": oracle})
+    own = {
+        name: getattr(config.train, name, None) for name in _OF_RUN if getattr(section, name, None) is None
+    }
+    settings = _settings(config, data, eval=dumped, oracle=oracle, train=own)
     outputs = {"results": str((folder / "results.json").absolute())}
     words = ["eval", str(run), *section.words()]
-    return Stage("eval", folder, words, settings, {**_inputs(named), **files}, outputs, ("answers.jsonl",))
+    inputs = {**_inputs(named), **files}
+    return Stage("eval", folder, words, settings, inputs, outputs, _EVAL[:1], cleared=_EVAL)
+
+
+_OF_RUN = ("seed", "temperature", "max_new_tokens", "max_length", "max_prompt_length")
+"""What sail eval takes from the run where it is not told otherwise."""
+_NO_MODEL = ("dataset", "reference")
+"""Rivals that are no model of their own: the chosen answers, and eval.reference."""
+
+
+def _weights_of(name: str) -> str:
+    """Where the weights are of what sail eval is pointed at: of a run its final model, else its newest checkpoint."""
+    folder = Path(name)
+    if not (folder / "config.resolved.yaml").is_file():
+        return name
+    saved = sorted(folder.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
+    found = [*folder.glob("model/config.json"), *reversed(saved), folder / "config.resolved.yaml"]
+    return str(found[0].parent)
 
 
 def _merge(config: RunConfig) -> Stage:
@@ -170,24 +205,25 @@ def _merge(config: RunConfig) -> Stage:
 # ---- what they are made of
 
 
-def _settings(config: RunConfig, **sections: Any) -> dict[str, Any]:
-    """The settings that a stage depends on, by dotted key: its own, and those that all training stages share."""
+def _settings(config: RunConfig, data: dict[str, Any], **sections: Any) -> dict[str, Any]:
+    """The settings that a stage depends on, by dotted key: its own, those of the data that it reads, and those that all training
+    stages share."""
     shared = {
         "peft": None if config.peft is None else config.peft.model_dump(),
         "quantization": None if config.quantization is None else config.quantization.model_dump(),
         "data": {"bad_rows": config.data.bad_rows},
     }
-    return flat({**sections, **shared, **_named(config)})
+    return flat({**sections, **shared}) | flat(_named(data))
 
 
-def _named(config: RunConfig) -> dict[str, Any]:
-    """Data sets by name are settings: the hub's content is what its name says."""
-    found = {}
-    for name in ("train", "eval", "prompts"):
-        value = getattr(config.data, name)
-        if value is not None and not isinstance(value, str):
-            found[f"data.{name}"] = value.model_dump() if hasattr(value, "model_dump") else value
-    return found
+def _named(data: dict[str, Any]) -> dict[str, Any]:
+    """Of the sources of a stage what is not a file: a set's name (the hub's content is what it says), and which rows are taken. A
+    copy's path is left out, its content is compared."""
+    return {
+        label: source.model_dump(exclude={"path"})
+        for label, source in data.items()
+        if isinstance(source, DataSource)
+    }
 
 
 def _inputs(named: dict[str, Any]) -> dict[str, str]:
