@@ -14,7 +14,9 @@ import yaml
 from sail.commands import pipeline as module
 from sail.commands.stage_file import Stage, begin, finish, judge
 from sail.commands.stages import stages_of
+from sail.config import load_config, resolved_yaml
 from sail.errors import ConfigError, SailError
+from sail.run_folder import RESOLVED, check_folder
 
 RUN: dict[str, Any] = {
     "model": "base",
@@ -226,3 +228,17 @@ def test_an_unfinished_run_is_not_removed_because_a_setting_changed(
     begin(stage)
     go("train", "train.learning_rate=7", force=True)
     assert run.flags[1:] == [["--overwrite"]]
+
+
+def test_sail_train_goes_on_where_only_logging_and_saving_changed(home: Path) -> None:
+    """Else the pipeline would continue what sail train --resume refuses."""
+    config, folder = load_config("run.yaml"), home / "out" / "run"
+    saved = folder / "checkpoint-1"
+    saved.mkdir(parents=True)
+    (saved / "trainer_state.json").write_text('{"global_step": 1}')
+    (saved / "sail_state.json").write_text('{"weights_only": true}')
+    (folder / RESOLVED).write_text(resolved_yaml(config), encoding="utf-8")
+    others = ["train.logging_steps=7", "train.save_steps=7", "train.run_name=other"]
+    check_folder(folder, load_config("run.yaml", others), resume=True, overwrite=False)
+    with pytest.raises(ConfigError, match="learning_rate: None then, 7 now"):
+        check_folder(folder, load_config("run.yaml", ["train.learning_rate=7"]), resume=True, overwrite=False)

@@ -165,10 +165,10 @@ def _eval(config: RunConfig) -> Stage:
         "eval.scorer": section.scorer.rpartition(":")[0] if section.scorer else None,
     }
     dumped = section.model_dump(exclude={"data", "reference", "out"})
-    own = {
+    taken = {
         name: getattr(config.train, name, None) for name in _OF_RUN if getattr(section, name, None) is None
     }
-    settings = _settings(config, data, eval=dumped, oracle=oracle, train=own)
+    settings = _settings(config, data, eval=dumped, oracle=oracle, train=taken)
     outputs = {"results": str((folder / "results.json").absolute())}
     words = ["eval", str(run), *section.words()]
     inputs = {**_inputs(named), **files}
