@@ -41,6 +41,8 @@ COMPOSITIONS: dict[str, dict[str, Any]] = {
     "rounds of 4 steps": {"preset": "sail-dpr", **ROUND},
     "rounds, best and worst of 8": {"preset": "iterative-dpo", **ROUND},
     "rounds, spin, new references": {"preset": "spin", **ROUND},
+    "mix, untied head": {"preset": "sail-mix", "untied": True},
+    "mix, LoRA, head too": {"preset": "sail-mix", "untied": True, "lora": ("q_proj", "v_proj", "lm_head")},
 }
 KINDS = {"float64": torch.float64, "float32": torch.float32}
 ONE, ACCUMULATED, TWO = "1 process, 8 rows", "1 process, 4 rows x 2", "2 processes, 4 rows"

@@ -4,6 +4,7 @@ model behind them. What they do not know (an unknown sampling parameter, an adap
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ import pytest
 import torch
 from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What an external launcher sets for each process."""
 
 
 @dataclass
@@ -102,6 +106,10 @@ class LLM:
     noise = 0.0
 
     def __init__(self, model: str, **options: Any) -> None:
+        if options.get("distributed_executor_backend") == "external_launcher":
+            missing = [name for name in LAUNCHER if name not in os.environ]
+            if missing:
+                raise ValueError(f"environment variable {missing[0]} expected, but not set")
         self.options = options
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         self.tokenizer = make_tokenizer()
@@ -203,13 +211,18 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/v1/load_lora_adapter":
             if not self.server.may_load:
                 return 404, {"detail": "Not Found"}
+            if content["lora_name"] in self.server.adapters:
+                message = f"The lora adapter '{content['lora_name']}' has already been loaded."
+                return 400, {"error": {"message": message, "type": "InvalidUserInput", "code": 400}}
             with self.server.lock:
                 self.server.adapters[content["lora_name"]] = adapted(
                     {"max_lora_rank": 16}, content["lora_path"], self.server.model
                 )
             return 200, f"Success: LoRA adapter '{content['lora_name']}' added successfully."
         if self.path == "/v1/unload_lora_adapter":
-            del self.server.adapters[content["lora_name"]]
+            if self.server.adapters.pop(content["lora_name"], None) is None:
+                message = f"The lora adapter '{content['lora_name']}' cannot be found."
+                return 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}}
             return 200, "Success"
         if self.path == "/v1/completions":
             return self._complete(dict(content))

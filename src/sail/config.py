@@ -27,6 +27,7 @@ from sail.mixture import Mixture, preset_of
 from sail.oracle_config import FunctionOracle, OracleConfig, kind_problem, located, path_keys
 from sail.reward_config import RewardSection, with_reward_model
 from sail.rules import Resources, apply_preset, check
+from sail.rules_scale import QUANTIZED, is_colocated
 from sail.section import Section
 from sail.stage_config import EvalSection, MergeSection, QuantizationSection
 
@@ -264,6 +265,8 @@ def config_from_dict(raw: Mapping[str, Any], source: str = "The run") -> RunConf
             raise ConfigError(
                 "quantization freezes the weights, so something else must be trained. Add peft: {r: 64}."
             )
+        if config.quantization is not None and is_colocated(config.alignment):
+            raise ConfigError(QUANTIZED)
         if config.sft is not None and not (config.sft.train or config.data.train):
             raise ConfigError(
                 "sft.train: null means the chosen answers of data.train, but neither is given. Set one."

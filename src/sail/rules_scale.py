@@ -26,6 +26,17 @@ def scale_errors(options: AlignmentFields) -> Iterator[str]:
         yield f"vllm_gpu_memory_utilization is a share above 0 and at most 1; it is {share!r}."
 
 
+QUANTIZED = (
+    "vllm_mode: colocate cannot be used with quantized weights: vLLM would load the model in full precision, and sample from "
+    "another one than is trained. Remove quantization, or set use_vllm: false."
+)
+
+
+def is_colocated(options: AlignmentFields) -> bool:
+    """Whether vLLM samples in the training processes."""
+    return options.use_vllm and options.vllm_mode == "colocate"
+
+
 def vllm_fits(options: AlignmentFields, mixture: Mixture, have: object) -> str | None:
     """A rule of sail.rules."""
     if not options.use_vllm:

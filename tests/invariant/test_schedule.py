@@ -48,13 +48,22 @@ def run(
     dtype: torch.dtype = torch.float64,
     rows: int = ROWS,
     steps: int = STEPS,
+    untied: bool = False,
+    lora: tuple[str, ...] = (),
     **options: Any,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Weights after the run, its on-policy pairs by step and index, and its log."""
+    """Weights after the run, its on-policy pairs by step and index, and its log. untied: a head with weights of its own; lora:
+    the modules with adapters."""
+    adapter = None
+    if lora:
+        from peft import LoraConfig
+
+        adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=list(lora))
     trainer = make_trainer(
         folder,
-        model=make_model(dtype, scale=0.1),
+        model=make_model(dtype, scale=0.1, tie_word_embeddings=not untied),
         rows=make_pairs(rows),
+        trainer_options={"peft_config": adapter},
         per_device_train_batch_size=schedule[0],
         gradient_accumulation_steps=schedule[1],
         max_steps=steps,

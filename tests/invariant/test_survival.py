@@ -23,10 +23,9 @@ STEPS = 8
 def trainer(folder: Path, bad: tuple[int, ...] = (), kind: float = float("nan"), **options: Any) -> Any:
     """A run whose gradient holds a NaN (or `kind`) in one weight at the steps `bad`, counted from 1."""
     model = make_model()
-    made = make_trainer(
-        folder, model=model, rows=make_pairs(24), max_steps=STEPS, per_device_train_batch_size=2,
-        gradient_accumulation_steps=2, **{"save_strategy": "steps", "save_steps": 1, **options},
-    )  # fmt: skip
+    usual: dict[str, Any] = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    usual |= {"save_strategy": "steps", "save_steps": 1}
+    made = make_trainer(folder, model=model, rows=make_pairs(24), max_steps=STEPS, **{**usual, **options})
 
     def spoil(gradient: torch.Tensor) -> torch.Tensor:
         if made.state.global_step + 1 not in bad:
@@ -205,3 +204,93 @@ def test_other_settings_are_refused_with_both_values(tmp_path: Path) -> None:
         stopped.train()
     with pytest.raises(SailError, match=r"beta: 0.1 then, 0.3 now; .*temperature: 1.0 then, 0.7 now"):
         trainer(tmp_path, beta=0.3, temperature=0.7).train(resume_from_checkpoint=True)
+
+
+# ---- options of transformers and the number of processes
+
+
+def begun(folder: Path, **options: Any) -> None:
+    """A run interrupted after two steps."""
+    stopped = trainer(folder, **options)
+    stopped.add_callback(Interrupt(2))
+    with pytest.raises(Interrupted):
+        stopped.train()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"learning_rate": 2e-3}, "learning_rate: 0.001 then, 0.002 now"),
+        ({"weight_decay": 0.1}, "weight_decay: 0.0 then, 0.1 now"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps: 2 then, 1 now"),
+        ({"per_device_train_batch_size": 4}, "per_device_train_batch_size: 2 then, 4 now"),
+        ({"lr_scheduler_type": "cosine"}, "lr_scheduler_type: 'constant' then, 'cosine' now"),
+        ({"optim": "sgd"}, "optim: '.*' then, 'sgd' now"),
+        ({"max_grad_norm": 0.5}, "max_grad_norm: 1.0 then, 0.5 now"),
+        ({"adam_beta2": 0.9}, "adam_beta2: 0.999 then, 0.9 now"),
+        ({"bf16": True}, "bf16: False then, True now"),
+    ],
+)
+def test_options_that_change_what_a_step_computes_are_refused(
+    tmp_path: Path, changed: dict[str, Any], said: str
+) -> None:
+    begun(tmp_path)
+    with pytest.raises(SailError, match=said):
+        trainer(tmp_path, **changed).train(resume_from_checkpoint=True)
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    """The checkpoint says how many there were; one of two processes is not continued by one."""
+    begun(tmp_path)
+    file = tmp_path / "checkpoint-2" / "sail_state.json"
+    state = json.loads(file.read_text())
+    assert state["run"]["processes"] == 1
+    state["run"]["processes"] = 2
+    file.write_text(json.dumps(state))
+    with pytest.raises(SailError, match="processes: 2 then, 1 now"):
+        trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr_scheduler_type": "linear"},
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 0.5},
+        {
+            "routes": {
+                "data": {"weight": 0.5, "final_weight": 0.2},
+                "dpr": {"weight": 0.5, "final_weight": 0.8},
+            }
+        },
+    ],
+    ids=["learning rate", "warm-up", "weights"],
+)
+def test_the_length_stays_where_something_goes_by_it(tmp_path: Path, options: dict[str, Any]) -> None:
+    begun(tmp_path, **options)
+    longer = trainer(tmp_path, **options)
+    longer.args.max_steps = STEPS + 2
+    with pytest.raises(SailError, match=r"steps of the schedule: \[8, 3.0\] then, \[10, 3.0\] now"):
+        longer.train(resume_from_checkpoint=True)
+
+
+def test_a_run_with_a_constant_rate_may_go_on_longer(tmp_path: Path) -> None:
+    """It ends with the weights of a run that was longer from the start."""
+    begun(tmp_path / "two")
+    weights = []
+    for folder, resume in ((tmp_path / "two", True), (tmp_path / "one", None)):
+        made = trainer(folder)
+        made.args.max_steps = STEPS + 2
+        made.train(resume_from_checkpoint=resume)
+        assert made.state.global_step == STEPS + 2
+        weights.append(weights_of(made.model))
+    assert largest_difference(*weights) == 0.0
+
+
+def test_a_checkpoint_of_before_is_held_to_what_it_knows(tmp_path: Path) -> None:
+    begun(tmp_path)
+    file = tmp_path / "checkpoint-2" / "sail_state.json"
+    state = json.loads(file.read_text())
+    kept = {"seed", "training rows", "beta"}
+    state["run"] = {name: value for name, value in state["run"].items() if name in kept}
+    file.write_text(json.dumps(state))
+    trainer(tmp_path, learning_rate=2e-3).train(resume_from_checkpoint=True)

@@ -19,6 +19,8 @@ from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PhiConfig,
     PhiForCausalLM,
 )
@@ -280,6 +282,38 @@ def test_under_autocast() -> None:
     assert (chunks[0] - plain[0]).abs().max() < 0.02 * plain[0].abs().max()
     errors = [(one[2]["lm_head.weight"] - exact).abs().max() / exact.abs().max() for one in (plain, chunks)]
     assert errors[1] < 1.5 * errors[0] + 1e-3
+
+
+def narrow() -> Any:
+    """A head that comes after a projection to another width."""
+    torch.manual_seed(0)
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=64, word_embed_proj_dim=16, pad_token_id=PAD, bos_token_id=EOS, eos_token_id=EOS,
+        )
+    )  # fmt: skip
+
+
+def test_a_prepared_reference_is_probed_in_its_own_precision(tmp_path: Path) -> None:
+    """accelerate wraps a forward in autocast and leaves the weights: the head then gets bfloat16 where the hidden states are
+    another layer's output, and its weights are float32. The head is found, and a step can be trained."""
+    trainer = make_trainer(tmp_path, model=narrow(), preset="dpo", oracle=None, max_steps=1, bf16=True)
+    assert find_head(trainer.reference.frozen) is not None
+    trainer.train()
+
+
+def test_a_head_that_cannot_be_probed_is_left_to_the_model() -> None:
+    class Whole(torch.nn.Linear):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            rows, length, _ = hidden.shape
+            return super().forward(hidden).view(rows, length, -1)
+
+    model = make_model(scale=0.3, tie_word_embeddings=False)
+    model.lm_head = Whole(32, VOCABULARY, bias=False)
+    assert find_head(model) is None
+    found = scored(model, None, 0.7)
+    assert_close(found, defined(model, 0.7), 1e-5)
 
 
 def test_bfloat16_logits_are_normalised_in_float32() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_vllm import fake_server, fake_vllm
+from fake_vllm import LAUNCHER, fake_server, fake_vllm
 from tiny import EOS, make_config, make_model, make_pairs, make_tokenizer, make_trainer
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +20,7 @@ from sail.errors import ConfigError, GenerationError, MissingExtraError
 from sail.generation import SamplingSettings
 from sail.generation.scoring import score_sequences
 from sail.generation.vllm import Drawn, Engine, VLLMGenerator, check_drawn, sampling_options
+from sail.generation.vllm_colocated import ColocatedEngine
 from sail.rules import Resources, check
 
 SETTINGS = SamplingSettings(6, 0.7, (EOS,), ("w5",), 0)
@@ -66,6 +69,47 @@ def test_full_weights_are_pushed_before_each_step(tmp_path: Path) -> None:
     found = lines(tmp_path)
     assert len(found) == 3
     assert all(line["vllm/gap"] < 1e-5 and line["vllm/ess"] > 0.9999 for line in found)
+
+
+def test_the_external_launcher_is_named_only_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process started by hand has no RANK or MASTER_ADDR, without which that back-end does not start."""
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+    with fake_vllm() as kind:
+        made = trainer(tmp_path, preset="sail-dpr")
+        assert "distributed_executor_backend" not in kind.made[0].options
+        for name in LAUNCHER:
+            monkeypatch.setenv(name, "0")
+        monkeypatch.setattr("sail.generation.vllm_colocated.place", lambda: (1, 2))
+        made_engine = ColocatedEngine(made.args, made.model)
+        assert made_engine.llm.options["distributed_executor_backend"] == "external_launcher"
+    assert os.environ["RANK"] == "0"
+
+
+def test_weights_in_few_bits_are_not_sampled_in_full_precision(tmp_path: Path) -> None:
+    with fake_vllm():
+        made = trainer(tmp_path, preset="sail-dpr")
+        made.model.is_loaded_in_4bit = True
+        with pytest.raises(ConfigError, match="Remove quantization"):
+            ColocatedEngine(made.args, made.model)
+
+
+def test_log_probs_are_made_in_the_chunks_of_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The forward that scores what vLLM drew makes as many logits at once as the training's."""
+    seen: list[Any] = []
+
+    def noted(*args: Any, **options: Any) -> list[float]:
+        seen.append(options.get("chunk"))
+        return score_sequences(*args, **options)
+
+    monkeypatch.setattr("sail.generation.vllm.score_sequences", noted)
+    with fake_vllm():
+        trainer(tmp_path, preset="sail-dpr", logprob_chunk=3).train()
+    assert set(seen) == {3}
 
 
 def test_weights_that_are_not_pushed_show(tmp_path: Path) -> None:
@@ -218,12 +262,55 @@ def test_a_served_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         made.train()
         paths = [path for path, *_ in server.seen if "lora" in path]
         assert paths == ["/v1/load_lora_adapter"] + ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"] * 2
-        assert list(server.adapters) == ["sail-run-3"]
+        (left,) = server.adapters
+        assert re.fullmatch(r"sail-run-3-[0-9a-f]{12}", left)
         assert {key for *_, key in server.seen} == {"Bearer not-for-files"}
         assert all(content["return_token_ids"] for path, content, _ in server.seen if "completions" in path)
     assert all(line["vllm/gap"] < 1e-5 for line in lines(tmp_path))
     for path in (tmp_path / "run").rglob("*"):
         assert not path.is_file() or b"not-for-files" not in path.read_bytes()
+
+
+def test_a_second_process_is_not_refused_the_names_of_the_first(tmp_path: Path) -> None:
+    """A server that goes on knows what a killed process, or another run of a folder of the same name, has loaded."""
+    with fake_server(make_model(scale=0.3)) as server:
+        options = {"preset": "sail-dpr", "vllm_mode": "server", "vllm_server_base_url": server.url}
+        for folder in (tmp_path, tmp_path, tmp_path / "other"):
+            trainer(folder, adapter=lora(), **options).train()
+        assert len(server.adapters) == 3
+        names = [content["lora_name"] for path, content, _ in server.seen if "/load" in path]
+        assert len(set(names)) == 9
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("broken")])
+def test_a_push_that_fails_ends_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, error: Exception
+) -> None:
+    """The first of two processes tells the other one before it raises; the other one raises what it was told."""
+    told: list[Any] = []
+
+    def broadcast(values: list[Any], src: int) -> None:
+        if rank == 1:
+            values[:] = ["name", "No space left on device"]
+        told.append(list(values))
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with fake_server(make_model(scale=0.3)) as server:
+        made = trainer(
+            tmp_path, adapter=lora(), preset="sail-dpr", vllm_mode="server", vllm_server_base_url=server.url
+        )
+        monkeypatch.setattr("sail.generation.vllm_server.place", lambda: (rank, 2))
+        monkeypatch.setattr("sail.generation.vllm_server.save_adapter", fail)
+        monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+        with pytest.raises(Exception, match=r"No space left|broken") as caught:
+            made.generator.engine.push(made.model)
+    assert (caught.value is error) == (rank == 0)
+    assert isinstance(caught.value, GenerationError) == (rank == 1)
+    ((_, problem),) = told
+    assert problem == (str(error) if rank == 0 else "No space left on device")
 
 
 @pytest.mark.parametrize(

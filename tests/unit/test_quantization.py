@@ -62,6 +62,20 @@ def test_what_is_refused_when_the_file_is_read(section: dict[str, Any], message:
         config_from_dict({**BASE, "quantization": section})
 
 
+@pytest.mark.parametrize("mode", ["colocate", "server"])
+def test_a_colocated_engine_would_sample_from_another_model(mode: str) -> None:
+    """vLLM in the training processes loads the base in full precision; a server is started by its owner, with what it serves."""
+    train = {"preset": "sail-dpp", "use_vllm": True, "vllm_mode": mode}
+    if mode == "server":
+        train["vllm_server_base_url"] = "http://127.0.0.1:1"
+    raw = {**BASE, "peft": {"r": 4}, "quantization": {"load_in_4bit": True}, "train": train}
+    if mode == "server":
+        assert config_from_dict(raw).quantization is not None
+        return
+    with pytest.raises(ConfigError, match="sample from another one than is trained"):
+        config_from_dict(raw)
+
+
 def test_the_real_thing_if_it_is_installed(tmp_path: Path) -> None:
     """QLoRA on a tiny model: 4-bit weights stay as they were, the adapter learns, the model that is left has full weights."""
     pytest.importorskip("bitsandbytes")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig
 from tiny import make_model, make_pairs, make_tokenizer, make_trainer, reward, weights_of
 
@@ -95,12 +96,57 @@ def other_rows() -> Any:
         lambda: {"rows": make_pairs(ROWS)[::-1]},
         lambda: {"bf16": True},
         lambda: {"per_device_eval_batch_size": 4},
+        lambda: {"model": make_model(attn_implementation="eager")},
     ],
-    ids=["weight", "type", "configuration", "row", "order", "autocast", "batch size"],
+    ids=["weight", "type", "configuration", "row", "order", "autocast", "batch size", "attention"],
 )
 def test_whatever_changes_the_numbers_misses(tmp_path: Path, capsys: Any, change: Any) -> None:
     run(tmp_path, capsys)
     assert run(tmp_path, capsys, **change())[0] >= 3
+
+
+@pytest.mark.parametrize("change", ["matmul", "kernel", "transformers", "device"])
+def test_another_machine_or_switch_misses(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    run(tmp_path, capsys)
+    try:
+        if change == "matmul":
+            torch.set_float32_matmul_precision("high")
+        elif change == "kernel":
+            torch.backends.cuda.enable_flash_sdp(False)
+        elif change == "transformers":
+            monkeypatch.setattr(transformers, "__version__", "0.1")
+        else:
+            monkeypatch.setattr(ref_cache, "device_name", lambda device: "another GPU")
+        assert run(tmp_path, capsys)[0] >= 3
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.enable_flash_sdp(True)
+
+
+class State:
+    """What bitsandbytes hangs on a weight of 4 bits."""
+
+    def __init__(self, scale: float) -> None:
+        self.absmax = torch.tensor([scale])
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"absmax": self.absmax, "quant_type": "nf4", "blocksize": 64}
+
+
+@pytest.mark.parametrize("name", ["quant_state", "SCB"])
+def test_scales_of_weights_in_few_bits_are_part_of_the_weights(tmp_path: Path, name: str) -> None:
+    """The same packed bytes with another scale are other weights."""
+    trainer = trainer_of(tmp_path)
+    model, _ = trainer.reference.model()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    hashes = [ref_cache.weights_hash(trainer.reference)]
+    for scale in (1.0, 2.0, 1.0):
+        setattr(weight, name, State(scale) if name == "quant_state" else torch.tensor([scale]))
+        hashes.append(ref_cache.weights_hash(trainer.reference))
+    assert hashes[1] == hashes[3]
+    assert len(set(hashes)) == 3
 
 
 def test_what_does_not_change_them_hits(tmp_path: Path, capsys: Any) -> None:

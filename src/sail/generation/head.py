@@ -57,11 +57,40 @@ def _can_be_hooked(model: Any) -> bool:
 
 def _compared(model: Any) -> Head | None:
     module = model.get_output_embeddings()
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    try:
+        seen, returned = _probed(model, module)
+    except Exception:  # Whatever a strange model raises: its own logits are always right.
+        return None
+    if len(seen) != 1:
+        return None
+    ((hidden, output, numbers, apart),) = seen
+    if hidden.shape[:2] != (1, 2) or returned.shape != numbers.shape:
+        return None
+    if not _nearly(apart, output.flatten(0, 1)):
+        return None
+    for after in elementwise(model):
+        if _equal(after(numbers), returned):
+            return Head(module, after)
+    return None
+
+
+def _probed(model: Any, module: nn.Module) -> tuple[list[tuple[Tensor, ...]], Tensor]:
+    """What the head saw and said in a forward of two positions: (hidden, logits, the numbers put in their place, the logits of
+    the positions without their batch) of each call; and what the model returned. All in the precision of the forward."""
+    seen: list[tuple[Tensor, ...]] = []
+    inside = False
 
     def replace(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        nonlocal inside
+        if inside:
+            return None
+        inside = True
+        try:
+            apart = module(inputs[0].flatten(0, 1))
+        finally:
+            inside = False
         numbers = _all_sizes(output)
-        seen.append((inputs[0], output, numbers))
+        seen.append((inputs[0], output, numbers, apart))
         return numbers.clone()
 
     ids = torch.arange(2, device=next(model.parameters()).device).unsqueeze(0)
@@ -71,20 +100,12 @@ def _compared(model: Any) -> Head | None:
     try:
         with torch.no_grad():
             returned = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            handle.remove()
-            apart = module(seen[0][0].flatten(0, 1)) if len(seen) == 1 else None
     finally:
         handle.remove()
         model.train(was_training)
-    if len(seen) != 1 or seen[0][0].shape[:2] != ids.shape or returned.shape != seen[0][2].shape:
-        return None
-    _, output, numbers = seen[0]
-    if not _nearly(apart, output.flatten(0, 1)):
-        return None
-    for after in elementwise(model):
-        if _equal(after(numbers), returned):
-            return Head(module, after)
-    return None
+        # An autocast around us must not go on with the weights that it cast without gradient here.
+        torch.clear_autocast_cache()
+    return seen, returned
 
 
 def _all_sizes(like: Tensor) -> Tensor:
@@ -196,7 +217,9 @@ class HeadPass:
             )
         finally:
             self._inside = False
-        return hidden[:, :1, :1]
+        # DataParallel looks for unused parameters in the graph of what is returned: the head must hang in it. Nothing is added
+        # up, so a log-prob that is not finite does not spread.
+        return hidden[:, :1, :1] + self.log_probs[:0].sum().to(hidden.dtype)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """The head called as the module that it is: adapters, sharding and quantisation do their part."""

@@ -61,7 +61,8 @@ class Engine(ABC):
 class VLLMGenerator(Generator):
     """The generation contract over an engine. Weights are pushed before the first sampling of each optimiser step.
 
-    precision: the trainer's autocast; score_batch: rows of the forward that gives log_prob; step: the optimiser step.
+    precision: the trainer's autocast; score_batch: rows of the forward that gives log_prob; chunk: option logprob_chunk; step:
+    the optimiser step.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class VLLMGenerator(Generator):
         *,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
         score_batch: int = 8,
+        chunk: int | None = None,
         step: Callable[[], int] = lambda: 0,
     ) -> None:
         self.engine = engine
@@ -82,6 +84,7 @@ class VLLMGenerator(Generator):
         self.settings = settings
         self.precision = precision
         self.score_batch = score_batch
+        self.chunk = chunk
         self.step = step
         self.pushed: int | None = None
         self.gaps: list[float] = []
@@ -130,6 +133,7 @@ class VLLMGenerator(Generator):
                 pad_id=self.settings.pad_id,
                 batch_size=self.score_batch,
                 temperature=self.settings.temperature if tempered else 1.0,
+                chunk=self.chunk,
             )
 
     def numbers(self) -> dict[str, float | None]:

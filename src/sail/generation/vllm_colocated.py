@@ -12,6 +12,7 @@ from sail.errors import ConfigError, MissingExtraError
 from sail.generation.adapter import has_adapter, rank_of, save_adapter
 from sail.generation.scoring import unwrapped
 from sail.generation.vllm import Drawn, Engine
+from sail.rules_scale import QUANTIZED
 
 FOLDER = "vllm-adapters"
 
@@ -41,6 +42,7 @@ class ColocatedEngine(Engine):
 
     def __init__(self, options: Any, model: Any) -> None:
         self.vllm = need_vllm()
+        refuse_quantized(model)
         rank, processes = place()
         size = options.vllm_tensor_parallel_size
         if processes % size:
@@ -55,6 +57,8 @@ class ColocatedEngine(Engine):
         self.pushes = 0
         self.request: Any = None
         lora = {"enable_lora": True, "max_lora_rank": rank_of(model)} if has_adapter(model) else {}
+        # The external launcher reads RANK, MASTER_ADDR and the like, which a process started by hand does not have.
+        launched = {"distributed_executor_backend": "external_launcher"} if processes > 1 else {}
         name = model.config._name_or_path if not hasattr(model, "name_or_path") else model.name_or_path
         if not name:
             raise ConfigError(
@@ -67,7 +71,6 @@ class ColocatedEngine(Engine):
             gpu_memory_utilization=options.vllm_gpu_memory_utilization,
             max_model_len=options.max_prompt_length + options.max_new_tokens,
             enable_sleep_mode=self.sleeps,
-            distributed_executor_backend="external_launcher",
             # The processes of one engine must draw alike; rows have seeds of their own.
             seed=rank // size,
             dtype="bfloat16" if options.bf16 else "float16" if options.fp16 else "float32",
@@ -76,6 +79,7 @@ class ColocatedEngine(Engine):
             # No defaults of the model's own generation settings.
             generation_config="vllm",
             trust_remote_code=False,
+            **launched,
             **lora,
         )
         self.rest()
@@ -128,6 +132,13 @@ class ColocatedEngine(Engine):
         if self.asleep:
             self.llm.wake_up()
             self.asleep = False
+
+
+def refuse_quantized(model: Any) -> None:
+    """ConfigError for weights that bitsandbytes made small: the engine would load the model of that name in full precision."""
+    inner = unwrapped(model)
+    if getattr(inner, "is_loaded_in_4bit", False) or getattr(inner, "is_loaded_in_8bit", False):
+        raise ConfigError(QUANTIZED)
 
 
 def groups_of(size: int, processes: int) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -55,24 +56,36 @@ class ServedEngine(Engine):
         self.name: str | None = None
 
     def push(self, model: Any) -> None:
-        """Write the adapter, have it loaded under a new name and the old one unloaded."""
+        """Write the adapter, have it loaded under a new name and the old one unloaded.
+
+        A server refuses a name that it has loaded already, and what an earlier process or another run of a folder of the same
+        name has loaded is still there: part of the name is random.
+        """
         self.pushes += 1
-        name, before = f"sail-{os.path.basename(self.adapters.parent.parent)}-{self.pushes}", self.name
         rank, processes = place()
-        problem: list[str | None] = [None]
+        told: list[str | None] = [None, None]
+        failure: Exception | None = None
         if rank == 0:
+            name = f"sail-{self.adapters.parent.parent.name}-{self.pushes}-{secrets.token_hex(6)}"
+            told[0] = name
             try:
-                path = save_adapter(model, self.adapters, self.pushes)
-                self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
-                if before is not None:
-                    self._post("/v1/unload_lora_adapter", {"lora_name": before})
-            except GenerationError as error:
-                problem = [str(error)]
+                self._load(model, name)
+            except Exception as error:  # Of any kind: the other processes wait for the broadcast.
+                failure = error
+                told[1] = str(error) or type(error).__name__
         if processes > 1:
-            torch.distributed.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise GenerationError(problem[0])
-        self.name = name
+            torch.distributed.broadcast_object_list(told, src=0)
+        if failure is not None:
+            raise failure
+        if told[1] is not None:
+            raise GenerationError(f"The first process could not push the adapter: {told[1]}")
+        self.name = told[0]
+
+    def _load(self, model: Any, name: str) -> None:
+        path = save_adapter(model, self.adapters, self.pushes)
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
+        if self.name is not None:
+            self._post("/v1/unload_lora_adapter", {"lora_name": self.name})
 
     def draw(self, prompts: Sequence[Sequence[int]], options: Sequence[dict[str, Any]]) -> list[Drawn]:
         """One request per row, many at once."""

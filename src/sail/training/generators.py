@@ -34,5 +34,6 @@ def make_generator(trainer: Any, tokenizer: Any) -> Generator:
         settings,
         precision=trainer.accelerator.autocast,
         score_batch=2 * args.per_device_train_batch_size,
+        chunk=args.logprob_chunk,
         step=lambda: trainer.state.global_step,
     )

@@ -1,7 +1,8 @@
 """Reference log-probs of all dataset rows, computed once, and kept on disk for whoever asks the same question again.
 
 A file belongs to everything that its numbers depend on: every value of the reference's weights, its configuration, the token
-ids of the rows, precision, device, batch size and number of processes (the last digits depend on them). So what is read is, bit
+ids of the rows, precision, device, attention, kernels, versions, batch size and number of processes (the last digits depend on
+them). So what is read is, bit
 for bit, what a forward would have given, and a resumed run does not notice where its numbers came from.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from sail.data.encode import EncodedDataset
@@ -77,12 +79,41 @@ def facts_of(
         "config": json.loads(json.dumps(config, default=str, sort_keys=True)),
         "rows": dataset.fingerprint,
         "autocast": autocast,
-        "device": device.type,
+        "attention": attention_of(model.config),
+        "device": device_name(device),
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "kernels": kernels(),
         "batch_size": batch_size,
         "processes": place_among_processes()[1],
         "logprob_chunk": reference.chunk,
     }
+
+
+def attention_of(config: Any) -> str | None:
+    """Which attention runs (eager, sdpa, flash_attention_2, ...): the configuration's dict does not say."""
+    found = getattr(config, "_attn_implementation", None)
+    return None if found is None else str(found)
+
+
+def device_name(device: torch.device) -> str:
+    """cpu, or the name of the GPU: other GPUs have other kernels."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def kernels() -> list[Any]:
+    """The process's switches that change how matrices are multiplied and attention is computed."""
+    cuda = torch.backends.cuda
+    return [
+        torch.get_float32_matmul_precision(),
+        cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cuda.matmul.allow_fp16_reduced_precision_reduction,
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+    ]
 
 
 def key_of(facts: dict[str, Any]) -> str:
@@ -106,10 +137,30 @@ def weights_hash(reference: Reference) -> str | None:
         for name, value in tensors:
             if hasattr(value, "full_tensor") or hasattr(value, "ds_id"):
                 return None
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            flat = value.detach().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(flat.cpu().numpy().data)
+            for part, content in [(name, value), *_scales(name, value)]:
+                _add(digest, part, content)
     return digest.hexdigest()
+
+
+def _add(digest: Any, name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        digest.update(f"{name} {value}".encode())
+        return
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+    flat = value.detach().contiguous().reshape(-1).view(torch.uint8)
+    digest.update(flat.cpu().numpy().data)
+
+
+def _scales(name: str, value: Any) -> list[tuple[str, Any]]:
+    """What bitsandbytes keeps beside a weight in few bits, and multiplies it with: the state of 4 bits (its numbers, nested
+    ones too), the scales of 8 bits."""
+    found: list[tuple[str, Any]] = []
+    if getattr(value, "SCB", None) is not None:
+        found.append((f"{name}.SCB", value.SCB))
+    state = getattr(value, "quant_state", None)
+    if state is not None:
+        found += [(f"{name}.quant_state.{key}", one) for key, one in sorted(state.as_dict().items())]
+    return found
 
 
 def computed(

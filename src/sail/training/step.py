@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sail import seeds
 from sail.fields import AlignmentFields
 from sail.generation import Generator
 from sail.mixture import Mixture
@@ -158,7 +159,7 @@ class StepMaker:
         calls = self._respond_or_recall(examples, step)
         made = Step(self._collated(examples, [len(rows) for rows in micro_batches], device), examples)
         if self.options.ask_share < 1.0:
-            leave_the_surest_unasked(made.batches, self.options.ask_share)
+            leave_the_surest_unasked(made.batches, self.options.ask_share, self.seed, step)
         made.oracle_calls = calls + self.compare(examples)
         orient(examples, self.options.oracle_label, self.options.policy_label)
         for batch in made.batches:
@@ -278,11 +279,12 @@ class StepMaker:
         return policy, ratios
 
 
-def leave_the_surest_unasked(batches: Sequence[dict[str, Any]], share: float) -> None:
+def leave_the_surest_unasked(batches: Sequence[dict[str, Any]], share: float, seed: int, step: int) -> None:
     """Of the global batch's pairs for the oracle, only the `share` with the smallest |h| will be asked: those whose winner
     the policy is least sure of (h up to the factor beta, from the log-probs recorded while sampling). Identical responses are
-    no question and take nobody's place."""
-    margins: list[tuple[tuple[float, int, int, int], Example]] = []
+    no question and take nobody's place. Among equals a random number of the row and step decides, so that at the start, where
+    all are equal, no part of the data set is asked first."""
+    margins: list[tuple[tuple[float, float, int, int, int], Example]] = []
     rank = place_among_processes()[0]
     for batch in batches:
         reference = batch["ref_logps"].double().tolist()
@@ -293,7 +295,8 @@ def leave_the_surest_unasked(batches: Sequence[dict[str, Any]], share: float) ->
                 ratios = first.log_prob - reference[place], second.log_prob - reference[len(examples) + place]
                 # Rounded, so that what is equal but for rounding (everything, at the start) is told apart by the row instead.
                 unsure = round(abs(ratios[0] - ratios[1]), 3)
-                margins.append(((unsure, example.index, rank, len(margins)), example))
+                lot = seeds.uniform(seed, "ask", step, example.index)
+                margins.append(((unsure, lot, example.index, rank, len(margins)), example))
     everyone = sorted(gather([key for key, _ in margins]))
     kept = set(everyone[: math.ceil(share * len(everyone))])
     for key, example in margins:
