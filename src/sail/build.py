@@ -35,6 +35,7 @@ from sail.data.sources import load_rows, load_sft_rows
 from sail.data_config import DataSource, title_of
 from sail.errors import ConfigError, MissingExtraError, SailError
 from sail.evaluation.fingerprint import weights_fingerprint
+from sail.fitting import check_fit
 from sail.generation import SamplingSettings, TransformersGenerator
 from sail.oracles.ledger import Ledger
 from sail.quantization import loading_arguments
@@ -86,7 +87,8 @@ def require_model(name: str, what: str = "model") -> None:
         raise ConfigError(f"{name} is not a model folder: {hint}.")
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ConfigError(
-            f"There is no folder {name}, so no {what} can be loaded. Check model, or make it first with sail sft."
+            f"There is no folder {name}, so no {what} can be loaded. Check model, or make it first: with sail sft, or with sail "
+            "play for recipes/playground.yaml."
         )
 
 
@@ -159,6 +161,7 @@ def make_trainer(config: RunConfig, ledger: Ledger | None = None) -> tuple[SAILT
         # At usual learning rates most updates are smaller than a half-precision weight's last digit, and would be lost.
         model = model.float()
     train, held_out, remarks = make_datasets(config, tokenizer, eos_ids(tokenizer, model.generation_config))
+    remarks += check_fit(config, train, held_out)
     trainer = SAILTrainer(
         model,
         args=arguments,
@@ -265,7 +268,7 @@ def run_training(
         _say(
             f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume"
         )
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("said already")
     totals = trainer.tracker.totals()
     settle(trainer)
     if trainer.is_world_process_zero():
@@ -316,6 +319,8 @@ def sample(
     """`sail sample`: n seeded responses to each prompt; `chat` wraps a prompt as a user message."""
     if not temperature > 0 or n < 1 or max_new_tokens < 1:
         raise SailError("sail sample needs a temperature above 0 and at least one response of one token.")
+    if (Path(model) / "model" / "config.json").is_file() and not (Path(model) / "config.json").exists():
+        model = str(Path(model) / "model")  # a run folder
     tokenizer = make_tokenizer(model)
     loaded = make_model(model)
     settings = SamplingSettings(

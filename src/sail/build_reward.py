@@ -82,7 +82,7 @@ def run_train_reward(config: RunConfig, *, resume: bool, overwrite: bool, config
         print(
             f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train-reward {config_path} --resume"
         )
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("said already")
     if trainer.is_world_process_zero():
         save_reward_model(trainer, folder)
         results = _results(config, parts, trainer, folder)

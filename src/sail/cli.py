@@ -62,8 +62,9 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
         print(f"sail: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sail: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if not stop.args:
+            print("sail: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -222,7 +223,8 @@ def _train(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
         config_path=shlex.join([options.config, *options.overrides]),
     )
-    print(f"Run folder: {folder}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"Run folder: {folder}")
 
 
 def _add_sample(verbs: Any) -> None:

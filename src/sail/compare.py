@@ -346,7 +346,8 @@ def _print(found: dict[str, Any]) -> None:
 def _print_equal_kl(name: str, to: str, read: dict[str, Any] | None) -> None:
     if read is None:
         print(
-            f"{name} and {to} at equal KL: their curves share no range, or one was not evaluated at two points."
+            f"{name} and {to} at equal KL: their curves share no range, or one was not evaluated at two points "
+            "(train with eval_strategy and eval_samples, or run sail eval --checkpoints)."
         )
         return
     points = "; ".join(f"{one['difference']:+.2f} at {one['kl']:.2f}" for one in read["reads"])

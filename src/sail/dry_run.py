@@ -21,6 +21,7 @@ from sail.data.encode import EncodedDataset, eos_ids
 from sail.errors import OracleError
 from sail.estimate import Memory, Work, bytes_of, estimate, load_shape, over, parameters, with_adapter
 from sail.evaluation.files import read_json
+from sail.fitting import check_fit
 from sail.mixture import Mixture
 from sail.oracle_config import RewardModelOracle, members_of
 from sail.oracles import ScoringOracle
@@ -53,9 +54,10 @@ def dry_run(config: RunConfig) -> str:
     trust = config.trust_remote_code
     tokenizer = make_tokenizer(config.tokenizer or config.model, trust_remote_code=trust)
     require_model(config.model)
-    train, _, remarks = make_datasets(
+    train, held_out, remarks = make_datasets(
         config, tokenizer, eos_ids(tokenizer, generation_config(config.model, trust=trust))
     )
+    remarks += check_fit(config, train, held_out)
     # Answers that the trial has to pay for are kept where the user has named a ledger; a run folder is not made for them.
     ledger = make_ledger(config) if ledger_path(config) else None
     unmade = _unmade_oracle(config)

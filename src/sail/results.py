@@ -12,7 +12,7 @@ from typing import Any
 from sail.data.encode import EncodedDataset
 from sail.evaluation.audit import Audit
 from sail.evaluation.files import write_json
-from sail.evaluation.final import Closing, close, has_risen
+from sail.evaluation.final import Closing, close, fell, has_risen
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.evaluation.show import show
 from sail.generation.scoring import unwrapped
@@ -178,5 +178,7 @@ def print_results(results: dict[str, Any]) -> None:
         print(
             "The reward has risen."
             if risen
+            else "The reward has FALLEN: the 95% interval of the gain lies below 0."
+            if fell(metrics)
             else "The reward has not risen: the 95% interval of the gain reaches 0."
         )

@@ -13,6 +13,7 @@ from sail.data_config import with_path
 from sail.errors import ConfigError, MissingExtraError
 from sail.evaluation.files import read_json
 from sail.evaluation.fingerprint import model_fingerprint
+from sail.fitting import context_of
 from sail.oracle_config import moved
 from sail.run_folder import RESOLVED
 from sail.training.checkpoints import checkpoints, is_complete
@@ -61,14 +62,6 @@ def generation_config(name: str, *, trust: bool = False) -> Any:
         return GenerationConfig.from_pretrained(name)
     except OSError:
         return GenerationConfig.from_model_config(AutoConfig.from_pretrained(name, trust_remote_code=trust))
-
-
-def context_of(name: str) -> int | None:
-    """Positions that a model has for prompt and answer together, from its files alone; None where they set no limit."""
-    from transformers import AutoConfig
-
-    found = getattr(AutoConfig.from_pretrained(name), "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def check_room(subject: Subject, longest: int, answer: int) -> None:

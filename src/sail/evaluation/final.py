@@ -148,6 +148,12 @@ def has_risen(metrics: dict[str, dict[str, Any]]) -> bool | None:
     return None if gain is None or gain["low"] is None else gain["low"] > 0
 
 
+def fell(metrics: dict[str, dict[str, Any]]) -> bool:
+    """Whether that interval lies below 0."""
+    high = metrics.get("reward_gain", {}).get("high")
+    return high is not None and high < 0
+
+
 def _ask(
     findings: Findings, oracle: Oracle, closing: Closing, ours: Voice, theirs: Voice
 ) -> dict[str, Sequence[Any]]:
