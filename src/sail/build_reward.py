@@ -289,8 +289,12 @@ def judge_pairs(oracle: RewardModel, rows: Sequence[Row]) -> dict[str, Any]:
     prompts = [row.prompt for row in pairs]
     chosen = oracle.score(prompts, [row.chosen or "" for row in pairs])
     rejected = oracle.score(prompts, [row.rejected or "" for row in pairs])
-    margins = [one - two for one, two in zip(chosen, rejected, strict=True)]
-    keys = [json.dumps(prompt, sort_keys=True) for prompt in prompts]
+    scored = [
+        (one - two, json.dumps(prompt, sort_keys=True))
+        for one, two, prompt in zip(chosen, rejected, prompts, strict=True)
+        if one is not None and two is not None
+    ]
+    margins, keys = [margin for margin, _ in scored], [key for _, key in scored]
     return {
         "accuracy": asdict(accuracy(margins, keys)),
         "loss": float(np.logaddexp(0.0, -np.array(margins)).mean()),

@@ -189,8 +189,11 @@ def test_a_row_that_its_tokenizer_cannot_read_costs_that_row_only(tmp_path: Path
     assert "no tools" in (given[1].reason or "")
     assert given[0] == given[2] == oracle.compare([good])[0]
     assert oracle.report()["reward_model"]["unreadable"] == 1
-    with pytest.raises(OracleError, match=r"row 1 .*no tools"):
-        oracle.score([good.prompt, bad.prompt], ["w2", "w2"])
+    scores = oracle.score([good.prompt, bad.prompt, good.prompt], ["w2", "w2", "w3"])
+    assert scores[1] is None
+    alone = [oracle.score([good.prompt], [text])[0] for text in ("w2", "w3")]
+    assert scores[::2] == pytest.approx(alone, abs=1e-6)
+    assert oracle.report()["reward_model"]["unreadable"] == 2
 
 
 # --- Too long -----------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from sail.data.whole import WholeInput, cut_to, encode_whole, padded
 from sail.errors import ConfigError, DataError, OracleError
-from sail.oracles.base import ScoringOracle, describe, sigmoid
+from sail.oracles.base import ScoringOracle, sigmoid
 from sail.types import Pair, Preference, Prompt
 
 _log = logging.getLogger(__name__)
@@ -95,14 +95,12 @@ class RewardModel(ScoringOracle):
         """reward_model: texts scored, cut at max_length (in how many of them the response), and rows it could not read."""
         return {"reward_model": {**self.counts, "max_length": self.max_length}}
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """One score per response, higher is better. OracleError names the rows that the tokenizer cannot read."""
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        """One score per response, higher is better; None, counted, for one that the tokenizer cannot read."""
         given = [self._encoded(prompt, text) for prompt, text in zip(prompts, responses, strict=True)]
-        bad = [row for row, one in enumerate(given) if isinstance(one, DataError)]
-        if bad:
-            rows = [Pair(prompt, text, "") for prompt, text in zip(prompts, responses, strict=True)]
-            raise OracleError(f"{self.name} cannot score {describe(rows, bad)}: {given[bad[0]]}")
-        return self._scores([one for one in given if isinstance(one, WholeInput)])
+        scores = iter(self._scores([one for one in given if isinstance(one, WholeInput)]))
+        self.counts["unreadable"] += sum(isinstance(one, DataError) for one in given)
+        return [None if isinstance(one, DataError) else next(scores) for one in given]
 
     def compare(self, pairs: Sequence[Pair]) -> list[Preference]:
         """Both responses of all pairs in one go; a pair that the tokenizer cannot read abstains, and costs that pair only."""
