@@ -372,6 +372,6 @@ def over(memory: Memory, split: str, devices: int) -> Memory:
         gradients=share(memory.gradients, 2),
         optimiser=share(memory.optimiser, 1),
         buckets=memory.gradients if devices > 1 and level == 0 else 0,
-        logits=memory.own_logits if split == "zero3" else memory.logits,
+        logits=memory.own_logits if split in ("zero3", "fsdp") else memory.logits,
         gathered=memory.weights if level == 3 else 0,
     )

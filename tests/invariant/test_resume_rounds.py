@@ -79,7 +79,8 @@ def test_steps_behind_the_checkpoint_are_taken_from_the_round_before(whole: Any,
 
 
 def test_a_missing_round_is_named(tmp_path: Path) -> None:
-    trainer(tmp_path, **{**CORRECTED, "max_steps": 5}).train()
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, Interrupt(5), **{**CORRECTED, "save_steps": 5}).train()
     shutil.rmtree(tmp_path / FOLDER)
     with pytest.raises(
         CheckpointError, match=r"saved within round 1, .* Put the folder rounds of that run back"

@@ -44,10 +44,13 @@ def find_head(model: Any) -> Head | None:
 
 
 def _can_be_hooked(model: Any) -> bool:
-    """Not through wrappers that run copies of the model, or compiled code; not with weights that lie elsewhere (ZeRO-3)."""
+    """Not through wrappers that run copies of the model, or compiled code; not with weights that lie elsewhere (ZeRO-3), and not
+    under FSDP2, where torch 2.13 dies in the backward pass of what the hook puts beside the model's own output."""
     inner = unwrapped(model)
     copies = isinstance(model, nn.DataParallel) or any(
-        hasattr(one, "_orig_mod") or type(one).__name__ == "FullyShardedDataParallel"
+        hasattr(one, "_orig_mod")
+        or type(one).__name__ == "FullyShardedDataParallel"
+        or any(base.__name__ == "FSDPModule" for base in type(one).__mro__)
         for one in (model, inner)
     )
     if copies or not hasattr(inner, "get_output_embeddings") or inner.get_output_embeddings() is None:

@@ -28,34 +28,38 @@ def response_log_probs(
     return per_token.masked_scatter(mask, token_log_probs).sum(dim=1)
 
 
-def picked_log_probs(logits: Tensor, tokens: Tensor, temperature: float = 1.0) -> Tensor:
-    """log softmax(logits / temperature) at the given tokens; logits (M, V), tokens (M,) -> (M,), nats, at least float32."""
-    picked: Tensor = _PickedLogProb.apply(logits, tokens, temperature)
+def picked_log_probs(
+    logits: Tensor, tokens: Tensor, temperature: float = 1.0, *, once: bool = False
+) -> Tensor:
+    """log softmax(logits / temperature) at the given tokens; logits (M, V), tokens (M,) -> (M,), nats, at least float32.
+
+    `once`: this graph is gone through backwards once only, as a checkpointed chunk is, so the backward pass may write into it.
+    """
+    picked: Tensor = _PickedLogProb.apply(logits, tokens, temperature, once)
     return picked
 
 
 class _PickedLogProb(torch.autograd.Function):
-    """d log p(token) / d logits = (one_hot(token) - softmax) / T. The log-softmax is kept for it, and turned into the gradient
-    in its own place: torch's cross entropy makes two more tensors of that size."""
+    """d log p(token) / d logits = (one_hot(token) - softmax) / T. The log-softmax is kept for it, and with `once` turned into the
+    gradient in its own place: torch's cross entropy makes two more tensors of that size."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float, once: bool) -> Tensor:
         half = logits.dtype in (torch.float16, torch.bfloat16)
         if temperature != 1.0:
             logits = (logits.float() if half else logits) / temperature
         normalised = torch.log_softmax(logits, dim=-1, dtype=torch.float32 if half else logits.dtype)
         ctx.save_for_backward(normalised, tokens)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.once = temperature, once
         return normalised.gather(1, tokens.unsqueeze(1)).squeeze(1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         normalised, tokens = ctx.saved_tensors
         weight = (gradient / ctx.temperature).unsqueeze(1)
-        # A second backward through the same graph is noticed by autograd, and refused.
-        result = normalised.exp_().mul_(-weight)
-        return result.scatter_add_(1, tokens.unsqueeze(1), weight), None, None
+        softmax = normalised.exp_() if ctx.once else normalised.exp()
+        return softmax.mul_(-weight).scatter_add_(1, tokens.unsqueeze(1), weight), None, None, None
 
 
 def chunk_rows(positions: int, vocabulary: int, chunk: int | None) -> int | None:
@@ -84,10 +88,14 @@ def log_probs_of_hidden(
     head draws random numbers (dropout), which the second time must be the same.
     """
 
+    chunked = rows is not None
+
     def scored(part: Tensor, its_tokens: Tensor) -> tuple[Tensor, ...]:
         logits = head(part)
-        plain = picked_log_probs(logits, its_tokens)
-        return (plain,) if temperature == 1.0 else (plain, picked_log_probs(logits, its_tokens, temperature))
+        plain = picked_log_probs(logits, its_tokens, once=chunked)
+        if temperature == 1.0:
+            return (plain,)
+        return plain, picked_log_probs(logits, its_tokens, temperature, once=chunked)
 
     if rows is None or not len(hidden):
         found = scored(hidden, tokens)

@@ -167,14 +167,16 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def refuse_another_run(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """CheckpointError, naming what differs, if the checkpoint is of a run with other options, other training rows or oracles that
-    answer otherwise."""
+def refuse_another_run(checkpoint: Path, identity: dict[str, Any]) -> list[str]:
+    """CheckpointError, naming what differs, if the checkpoint is of a run with other options, rows or oracles that answer
+    otherwise. An edited file of a Python oracle is let through with a message: it may have been mended because it failed."""
     before = run_state(checkpoint).get("run", {})
     now = json.loads(json.dumps(identity))
     # What an oracle is named by may come and go; of everything else only what the checkpoint knows is compared.
     new = {key for key in now if _of_an_oracle(key)} if any(map(_of_an_oracle, before)) else set()
     changed = [name for name in sorted({*before, *new}) if before.get(name) != now.get(name)]
+    edited = [name for name in changed if _of_an_oracle(name) and name.endswith(".source")]
+    changed = [name for name in changed if name not in edited]
     if changed:
         listed = "; ".join(
             f"{name}: {_short(before.get(name))} then, {_short(now.get(name))} now" for name in changed
@@ -183,6 +185,11 @@ def refuse_another_run(checkpoint: Path, identity: dict[str, Any]) -> None:
             f"{checkpoint} is of another run ({listed}), so it cannot be continued exactly. Put them back, or start anew in "
             "another output_dir."
         )
+    return [
+        f"{name.removesuffix('.source')}: its Python file was edited since {checkpoint.name} was saved. From here on labels are "
+        "by the new code; start anew where all have to be."
+        for name in edited
+    ]
 
 
 def _of_an_oracle(name: str) -> bool:

@@ -28,7 +28,8 @@ def find_checkpoint(
     for message in messages:
         warn(message)
     if found is not None:
-        checkpoints.refuse_another_run(found, identity)
+        for message in checkpoints.refuse_another_run(found, identity):
+            warn(message)
     elif resume is True:
         warn(f"There is no checkpoint in {folder} to continue from; starting at the beginning.")
     return found
