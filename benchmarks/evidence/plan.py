@@ -69,6 +69,13 @@ LABELS: dict[str, Options] = {
         "kl_ref_policy": 0.003,
         "data_from_reference": True,
     },
+    "dpr .23, data .77, kl_ref .006, lr 4e-4, 250 steps": {
+        **routes(data=0.77, dpr=0.23),
+        "learning_rate": 4e-4,
+        "max_steps": 250,
+        "kl_ref_policy": 0.006,
+        "data_from_reference": True,
+    },
     "dpr .24, data .76, 250 steps": {**routes(data=0.76, dpr=0.24), "max_steps": 250},
     "dpr .35, data .65, lr 3e-4": {**routes(data=0.65, dpr=0.35), "learning_rate": 3e-4},
     "dpr .6, data .4, lr 3e-4": {**routes(data=0.4, dpr=0.6), "learning_rate": 3e-4},

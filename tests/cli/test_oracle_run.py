@@ -16,7 +16,7 @@ from sail import build_oracle
 from sail.build import run_training
 from sail.config import config_from_dict
 from sail.dry_run import dry_run
-from sail.errors import ConfigError, OracleError, SailError
+from sail.errors import ConfigError, OracleError
 from sail.evaluate import EvalOptions, evaluate
 from sail.oracles.calls import Answer, Call, CallOracle
 from sail.oracles.ledger import LEDGER, Ledger
@@ -172,19 +172,19 @@ def test_overwriting_leaves_a_ledger_in_its_folder_that_another_run_is_writing(
 
 
 @pytest.mark.parametrize("section", ["oracle", "eval_oracle"])
-def test_a_reward_file_that_was_edited_cannot_continue_a_run(
-    world: Path, tmp_path: Path, section: str
+def test_a_reward_file_that_was_edited_continues_a_run_and_is_named(
+    world: Path, tmp_path: Path, section: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "mine.py"
     file.write_text(REWARD, encoding="utf-8")
     raw = config(world, tmp_path / "run", max_steps=2).model_dump()
     raw[section] = {"kind": "function", "path": f"{file}:reward"}
     train(config_from_dict(raw))
-    file.write_text(REWARD.replace("0.1", "0.2"), encoding="utf-8")
-    with pytest.raises(SailError, match=rf"is of another run \({section}\.source: '\w+' then, '\w+' now\)"):
-        train(config_from_dict(raw), resume=True)
-    file.write_text(REWARD, encoding="utf-8")
     train(config_from_dict(raw), resume=True)
+    assert "Python file was edited" not in capsys.readouterr().out
+    file.write_text(REWARD.replace("0.1", "0.2"), encoding="utf-8")
+    train(config_from_dict(raw), resume=True)
+    assert f"{section}: its Python file was edited since checkpoint-2 was saved" in capsys.readouterr().out
 
 
 def test_a_spent_budget_stops_the_run_and_a_larger_one_resumes_it_to_the_same_end(
