@@ -44,75 +44,93 @@ def routes(**weights: Any) -> Options:
     return {"routes": table}
 
 
-ARGMAX = {"oracle_label": "argmax"}
 FASTER = {"learning_rate": 4e-4}
+KL_REF = {"kl_ref_policy": 0.01, "data_from_reference": True}
 LABELS: dict[str, Options] = {
-    # About 40% of online DPO's oracle calls in each, where nothing else is said.
+    # About 40% of online DPO's oracle calls in each.
+    "dpr .35, data .65, lr 3e-4": {**routes(data=0.65, dpr=0.35), "learning_rate": 3e-4},
     "dpr .39, data .61, kl .01, lr 4e-4": {**routes(data=0.61, dpr=0.39), **FASTER, "kl_policy_ref": 0.01},
-    "dpr .39, data .61, kl_ref .01, lr 4e-4": {
-        **routes(data=0.61, dpr=0.39),
-        **FASTER,
-        "kl_ref_policy": 0.01,
-        "data_from_reference": True,
-    },
+    "dpr .39, data .61, kl_ref .01, lr 4e-4": {**routes(data=0.61, dpr=0.39), **FASTER, **KL_REF},
     "dpr .23, data .77, kl_ref .01, lr 3e-4, 250 steps": {
         **routes(data=0.77, dpr=0.23),
+        **KL_REF,
         "learning_rate": 3e-4,
         "max_steps": 250,
-        "kl_ref_policy": 0.01,
-        "data_from_reference": True,
-    },
-    "dpr .23, data .77, kl_ref .003, lr 4e-4, 250 steps": {
-        **routes(data=0.77, dpr=0.23),
-        "learning_rate": 4e-4,
-        "max_steps": 250,
-        "kl_ref_policy": 0.003,
-        "data_from_reference": True,
     },
     "dpr .23, data .77, kl_ref .006, lr 4e-4, 250 steps": {
         **routes(data=0.77, dpr=0.23),
-        "learning_rate": 4e-4,
+        **FASTER,
+        **KL_REF,
         "max_steps": 250,
         "kl_ref_policy": 0.006,
-        "data_from_reference": True,
+    },
+}
+"""Label efficiency: how few oracle calls reach online DPO's reward at no more KL. All seeds."""
+
+OVERSHOOT: dict[str, Options] = {
+    "dpr .23, data .77, kl_ref .003, lr 4e-4, 250 steps": {
+        **routes(data=0.77, dpr=0.23),
+        **FASTER,
+        **KL_REF,
+        "max_steps": 250,
+        "kl_ref_policy": 0.003,
+    },
+}
+"""A third of the penalty: more than online DPO's KL in both seeds that it was run on."""
+
+ONCE: dict[str, Options] = {
+    "dpr .24, data .76, kl_ref .01, lr 3e-4, 250 steps": {
+        **routes(data=0.76, dpr=0.24),
+        **KL_REF,
+        "learning_rate": 3e-4,
+        "max_steps": 250,
     },
     "dpr .24, data .76, 250 steps": {**routes(data=0.76, dpr=0.24), "max_steps": 250},
-    "dpr .35, data .65, lr 3e-4": {**routes(data=0.65, dpr=0.35), "learning_rate": 3e-4},
-    "dpr .6, data .4, lr 3e-4": {**routes(data=0.4, dpr=0.6), "learning_rate": 3e-4},
-    "ask the least sure .4, lr 3e-4": {"preset": "online-dpo", "ask_share": 0.4, "learning_rate": 3e-4},
-    "online-dpo, lr 3e-4": {"preset": "online-dpo", "learning_rate": 3e-4},
-    "dpr .4, data .6, lr 3e-4": {**routes(data=0.6, dpr=0.4), "learning_rate": 3e-4},
-    "13 fresh rows a step": {"preset": "online-dpo", "per_device_train_batch_size": 13},
     "dpr .4, data .6": routes(data=0.6, dpr=0.4),
-    "dpr .4, c .3, data .6, lr 3e-4": {**routes(data=0.6, dpr=(0.4, 0.3)), "learning_rate": 3e-4},
-    "ask the least sure .4": {"preset": "online-dpo", "ask_share": 0.4},
-    "dpr .4, replay .6": routes(dpr=0.4, replay=0.6),
-    "dpr 0 to .8, data 1 to .2": routes(data=(1.0, 0.0, 0.2), dpr=(0.0, 0.0, 0.8)),
+    "dpr .4, data .6, lr 3e-4": {**routes(data=0.6, dpr=0.4), "learning_rate": 3e-4},
     "dpr .4, data .6, lr 4e-4": {**routes(data=0.6, dpr=0.4), **FASTER},
-    "ask the least sure .4, lr 4e-4": {"preset": "online-dpo", "ask_share": 0.4, **FASTER},
+    "dpr .4, replay .6": routes(dpr=0.4, replay=0.6),
+    "dpr .4, replay .6, argmax": {**routes(dpr=0.4, replay=0.6), "oracle_label": "argmax"},
+    "dpr .4, replay .4, data .2": routes(data=0.2, dpr=0.4, replay=0.4),
     "dpr .6 of which .67 asked, data .4": {**routes(data=0.4, dpr=0.6), "ask_share": 0.667},
+    "dpr .6 of which .67 asked, data .4, lr 4e-4": {
+        **routes(data=0.4, dpr=0.6),
+        "ask_share": 0.667,
+        **FASTER,
+    },
+    "ask the least sure .4": {"preset": "online-dpo", "ask_share": 0.4},
+    "ask the least sure .4, lr 4e-4": {"preset": "online-dpo", "ask_share": 0.4, **FASTER},
+    "13 fresh rows a step": {"preset": "online-dpo", "per_device_train_batch_size": 13},
 }
-"""Label efficiency: how few oracle calls reach online DPO's reward at no more KL."""
+"""The search for such settings: one seed each, which picks what LABELS runs on all."""
 
 CURES: dict[str, Options] = {
-    "dpp kl .02": {"preset": "sail-dpp", "kl_policy_ref": 0.02},
-    "dpp kl .05": {"preset": "sail-dpp", "kl_policy_ref": 0.05},
-    "dpp .3 to 0": routes(data=(0.7, 0.0, 1.0), dpp=(0.3, 0.2, 0.0)),
-    "dpp confidence .6": {"preset": "sail-dpp", "min_confidence": 0.6},
-    "dpp c .05": routes(data=0.7, dpp=(0.3, 0.05)),
-    "ddp weight .15": routes(data=0.85, ddp=(0.15, 0.2)),
-    "ddp kl_ref .01": {"preset": "sail-ddp", "kl_ref_policy": 0.01, "data_from_reference": True},
-    "dpo kl_ref .01": {"preset": "dpo", "kl_ref_policy": 0.01, "data_from_reference": True},
-    "dpp kl_ref .01": {"preset": "sail-dpp", "kl_ref_policy": 0.01, "data_from_reference": True},
-    "ddp c 1": routes(data=0.6, ddp=(0.4, 1.0)),
-    "dpp weight .1": routes(data=0.9, dpp=(0.1, 0.2)),
-    "ddp weight .7": routes(data=0.3, ddp=(0.7, 0.2)),
+    "dpo kl_ref .01": {"preset": "dpo", **KL_REF},
     "dpp nll .01": {"preset": "sail-dpp", "nll": 0.01},
     "dpo nll .01": {"preset": "dpo", "nll": 0.01},
+}
+"""What made a run without an oracle better than plain DPO; with DPO under the same penalties. All seeds."""
+
+THRICE: dict[str, Options] = {
+    "dpp kl .02": {"preset": "sail-dpp", "kl_policy_ref": 0.02},
+    "dpp .3 to 0": routes(data=(0.7, 0.0, 1.0), dpp=(0.3, 0.2, 0.0)),
+    "ddp weight .15": routes(data=0.85, ddp=(0.15, 0.2)),
+    "dpp weight .1": routes(data=0.9, dpp=(0.1, 0.2)),
+}
+"""What looked like a cure for dpp or ddp on seed 0 or 1 and was run on a third."""
+
+TWICE: dict[str, Options] = {
+    "ddp kl_ref .01": {"preset": "sail-ddp", **KL_REF},
+    "dpp kl_ref .01": {"preset": "sail-dpp", **KL_REF},
+    "dpp kl .05": {"preset": "sail-dpp", "kl_policy_ref": 0.05},
+    "dpp c .05": routes(data=0.7, dpp=(0.3, 0.05)),
     "ddp confidence .6": {"preset": "sail-ddp", "min_confidence": 0.6},
+    "dpp confidence .6": {"preset": "sail-dpp", "min_confidence": 0.6},
+    "ddp c 1": routes(data=0.6, ddp=(0.4, 1.0)),
+    "ddp weight .7": routes(data=0.3, ddp=(0.7, 0.2)),
     "dpp c 1": routes(data=0.7, dpp=(0.3, 1.0)),
 }
-"""What might make the routes without an oracle better than DPO; with DPO under the same penalties."""
+"""What else was tried for them."""
 
 TERMS: dict[str, Options] = {
     "dpr c 0": routes(data=0.7, dpr=(0.3, 0.0)),
@@ -152,13 +170,25 @@ def plan() -> Iterator[Run]:
     presets = {name: {"preset": name} for name in METHODS}
     yield from _runs("methods", presets, (0, 1, 2, 3, 4))
     yield from _runs("labels", LABELS, (0, 1, 2, 3, 4))
+    yield from _runs("labels", OVERSHOOT, (1, 2))
+    yield from _runs("labels", ONCE, (0,))
     yield from _runs("cures", CURES, (0, 1, 2, 3, 4))
+    yield from _runs("cures", THRICE, (0, 1, 2))
+    yield from _runs("cures", TWICE, (0,))
     for rate in (1e-4, 4e-4):
         five = {f"{name} {rate:g}": {"preset": name, "learning_rate": rate} for name in METHODS[:5]}
-        yield from _runs("rates", five, (0, 1, 2))
-    yield from _runs("terms", TERMS, (0, 1))
-    yield from _runs("others", OTHERS, (0, 1))
-    for seed in (0, 1):
-        for share in (0.1, 0.2, 0.4):
-            for name in ("online-dpo", "sail-dpr"):
-                yield Run("noise", f"{name} {share:g}", seed, {"preset": name}, noise=share)
+        yield from _runs("rates", five, (0,))
+    yield from _runs("terms", TERMS, (0,))
+    yield from _runs("others", OTHERS, (0,))
+    yield from noises(0)
+    yield from _runs("cures", TWICE, (1,))
+    yield from _runs("terms", TERMS, (1,))
+    yield from noises(1)
+    yield from _runs("others", OTHERS, (1,))
+
+
+def noises(seed: int) -> Iterator[Run]:
+    """An oracle with a share of its verdicts turned round."""
+    for share in (0.1, 0.2, 0.4):
+        for name in ("online-dpo", "sail-dpr"):
+            yield Run("noise", f"{name} {share:g}", seed, {"preset": name}, noise=share)
