@@ -57,6 +57,12 @@ LABELS: dict[str, Options] = {
         "learning_rate": 3e-4,
         "max_steps": 250,
     },
+    "dpr .23, data .77, kl_ref .01, lr 4e-4, 250 steps": {
+        **routes(data=0.77, dpr=0.23),
+        **FASTER,
+        **KL_REF,
+        "max_steps": 250,
+    },
     "dpr .23, data .77, kl_ref .006, lr 4e-4, 250 steps": {
         **routes(data=0.77, dpr=0.23),
         **FASTER,

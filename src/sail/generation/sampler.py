@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,34 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 
-class RowSeededSampler(LogitsProcessor):
-    """Inverse-CDF sampling: row i draws its t-th token with its own number u[i, t], by leaving only that token possible.
+@dataclass(frozen=True)
+class Drawn:
+    """One token of each row. token: (N,) ids. log_prob, tempered_log_prob: (N,), log pi and log mu (pi at the temperature)."""
 
-    Used with do_sample=False, so the global random state is never touched. It sees the raw scores, hence records log pi and
-    log mu (pi at `temperature`) of the drawn token: (N, T) numbers instead of the (N, T, V) scores. Scores must be
+    token: Tensor
+    log_prob: Tensor
+    tempered_log_prob: Tensor
+
+
+def draw(scores: Tensor, uniform: Tensor, temperature: float) -> Drawn:
+    """Inverse-CDF sampling: each row draws the token whose stretch of the cumulated probabilities holds its own number, so the
+    global random state is never touched. scores: (N, V) raw logits; uniform: (N, 1) in [0, 1)."""
+    log_probs = torch.log_softmax(scores, dim=-1)
+    tempered = log_probs if temperature == 1.0 else torch.log_softmax(scores / temperature, dim=-1)
+    cumulated = tempered.exp().cumsum(dim=-1, dtype=uniform.dtype)
+    total = cumulated[:, -1:].contiguous()
+    token = torch.searchsorted(cumulated, uniform * total, right=True)
+    # Rounding can push the number to the very end; the first position that reaches the total is the last possible token.
+    token = torch.minimum(token, torch.searchsorted(cumulated, total))
+    return Drawn(
+        token.squeeze(1), log_probs.gather(1, token).squeeze(1), tempered.gather(1, token).squeeze(1)
+    )
+
+
+class RowSeededSampler(LogitsProcessor):
+    """`draw` inside `generate`: row i draws its t-th token with its own number u[i, t], by leaving only that token possible.
+
+    Used with do_sample=False. It keeps the (N, T) log-probs of the drawn tokens instead of the (N, T, V) scores. Scores must be
     unprocessed (checked by the caller).
     """
 
@@ -30,18 +54,10 @@ class RowSeededSampler(LogitsProcessor):
         step = len(self.log_probs)
         if step == 0:
             self.first_scores = scores
-        log_probs = torch.log_softmax(scores, dim=-1)
-        tempered = (
-            log_probs if self.temperature == 1.0 else torch.log_softmax(scores / self.temperature, dim=-1)
-        )
-        cumulated = tempered.to(self.uniforms.dtype).exp().cumsum(dim=-1)
-        total = cumulated[:, -1:].contiguous()
-        token = torch.searchsorted(cumulated, self.uniforms[:, step : step + 1] * total, right=True)
-        # Rounding can push the number to the very end; the first position that reaches the total is the last possible token.
-        token = torch.minimum(token, torch.searchsorted(cumulated, total))
-        self.log_probs.append(log_probs.gather(1, token).squeeze(1))
-        self.tempered_log_probs.append(tempered.gather(1, token).squeeze(1))
-        return torch.full_like(scores, float("-inf")).scatter_(1, token, 0.0)
+        drawn = draw(scores, self.uniforms[:, step : step + 1], self.temperature)
+        self.log_probs.append(drawn.log_prob)
+        self.tempered_log_probs.append(drawn.tempered_log_prob)
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn.token.unsqueeze(1), 0.0)
 
 
 class StopStrings:
@@ -62,22 +78,32 @@ class StopStrings:
         )
 
 
-class EndRecorder(StoppingCriteria):
-    """Where each row ended, by an EOS or a stop string; 0 while it has not. Never inferred from pad ids: pad may be an EOS."""
+class Ends:
+    """Which rows end with their newest token: by an EOS, or because they hold a stop string."""
 
     def __init__(
-        self, rows: int, eos_ids: Sequence[int], stop_strings: StopStrings | None, device: torch.device
+        self, eos_ids: Sequence[int], stop_strings: StopStrings | None, device: torch.device
     ) -> None:
-        self.eos_ids = torch.tensor(list(eos_ids), device=device)
+        self.eos_ids = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
         self.stop_strings = stop_strings
+
+    def __call__(self, newest: Tensor, responses: Callable[[], Tensor]) -> Tensor:
+        """newest: (N,) ids; responses: gives (N, t) ids, without prompts, where they are needed -> (N,) bool."""
+        ended = torch.isin(newest, self.eos_ids)
+        return ended if self.stop_strings is None else ended | self.stop_strings.found(responses())
+
+
+class EndRecorder(StoppingCriteria):
+    """Where each row ended; 0 while it has not. Never inferred from pad ids: pad may be an EOS."""
+
+    def __init__(self, rows: int, ends: Ends, device: torch.device) -> None:
+        self.ends = ends
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Which rows are finished, (N,) bool."""
         self.step += 1
-        ended = torch.isin(input_ids[:, -1], self.eos_ids)
-        if self.stop_strings is not None:
-            ended = ended | self.stop_strings.found(input_ids[:, -self.step :])
+        ended = self.ends(input_ids[:, -1], lambda: input_ids[:, -self.step :])
         self.lengths = torch.where((self.lengths == 0) & ended, self.step, self.lengths)
         return self.lengths > 0

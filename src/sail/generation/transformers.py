@@ -1,24 +1,33 @@
-"""Sampling with `model.generate`, in process."""
+"""Sampling in process, from a transformers model."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from sail import seeds
 from sail.errors import SailError
 from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey
+from sail.generation.decoding import NAN, Spoken, decode, is_plain, without_gradient
 from sail.generation.merging import adapter_merged
-from sail.generation.sampler import EndRecorder, RowSeededSampler, StopStrings
+from sail.generation.sampler import EndRecorder, Ends, RowSeededSampler, StopStrings
+
+TRIED_ROWS, TRIED_TOKENS, TRIED_PADS = 4, 4, 2
+"""Rows, tokens and added padding of the trial that decides whether the decoding loop may be used."""
+
+_log = logging.getLogger(__name__)
 
 
 class TransformersGenerator(Generator):
-    """One `generate` call for all rows (or per `batch_size` rows), left padded, with the KV cache on.
+    """All rows (or `batch_size` of them) at once, left padded, with the KV cache on: by the decoding loop where the model is
+    plain and the loop says what `generate` says, else by `generate`.
 
     `model` is a callable that returns the unwrapped model of the moment, so that the newest weights speak.
     """
@@ -35,6 +44,7 @@ class TransformersGenerator(Generator):
         self.settings = settings
         self.precision = precision
         self._checked = False
+        self._plain: bool | None = None
 
     def sample(self, prompts: Sequence[Sequence[int]], keys: Sequence[SeedKey]) -> list[Sampled]:
         """One response per prompt; see Generator."""
@@ -52,50 +62,87 @@ class TransformersGenerator(Generator):
         with self.precision(), sampling_mode(self.model()) as model, adapter_merged(model):
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
-                batch = self._generate(model, [prompts[row] for row in rows], [keys[row] for row in rows])
+                batch = self._respond(model, [prompts[row] for row in rows], [keys[row] for row in rows])
                 for row, response in zip(rows, batch, strict=True):
                     responses[row] = response
         return [response for response in responses if response is not None]
 
-    def _generate(
+    def _respond(
         self, model: Any, prompts: Sequence[Sequence[int]], keys: Sequence[SeedKey]
     ) -> list[Sampled]:
         settings = self.settings
         device = next(model.parameters()).device
-        input_ids, attention_mask = left_pad(prompts, settings.pad_id, device)
         numbers = torch.stack(
             [torch.from_numpy(seeds.uniforms(settings.max_new_tokens, *key)) for key in keys]
         )
         # Apple's GPUs have no float64.
         numbers = numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)
-        sampler = RowSeededSampler(numbers, settings.temperature)
+        batch = (*left_pad(prompts, settings.pad_id, device), numbers)
         stops = StopStrings(self.tokenizer, settings.stop_strings) if settings.stop_strings else None
-        ends = EndRecorder(len(prompts), settings.eos_ids, stops, device)
+        ends = Ends(settings.eos_ids, stops, device)
+        if self._plain is None:
+            self._plain = is_plain(model) and self._agrees(model, batch, ends)
+        if self._plain:
+            with without_gradient(model):
+                spoken = decode(model, *batch, settings.temperature, ends)
+        else:
+            spoken = self._generate(model, batch, ends)
+        return self._collect(spoken)
+
+    def _agrees(self, model: Any, batch: tuple[Tensor, Tensor, Tensor], ends: Ends) -> bool:
+        """Whether the loop says what `generate` says, on a few rows of the batch with some padding more."""
+        ids, mask, numbers = (one[:TRIED_ROWS] for one in batch)
+        few = (
+            functional.pad(ids, (TRIED_PADS, 0), value=self.settings.pad_id),
+            functional.pad(mask, (TRIED_PADS, 0), value=0),
+            numbers[:, :TRIED_TOKENS],
+        )
+        theirs = self._generate(model, few, ends)
+        try:
+            with without_gradient(model):
+                ours = decode(model, *few, self.settings.temperature, ends)
+        except Exception as error:
+            _log.info("sail: responses come from generate(); the decoding loop failed: %s", error)
+            return False
+        return say_the_same(theirs, ours)
+
+    def _generate(self, model: Any, batch: tuple[Tensor, Tensor, Tensor], ends: Ends) -> Spoken:
+        """By `model.generate`, whatever the model is."""
+        input_ids, attention_mask, numbers = batch
+        sampler = RowSeededSampler(numbers, self.settings.temperature)
+        recorder = EndRecorder(len(input_ids), ends, input_ids.device)
         with first_logits(model) as raw:
             output = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                generation_config=neutral_config(settings),
+                generation_config=neutral_config(self.settings, numbers.shape[1]),
                 logits_processor=LogitsProcessorList([sampler]),
-                stopping_criteria=StoppingCriteriaList([ends]),
+                stopping_criteria=StoppingCriteriaList([recorder]),
                 # Sharded weights are whole by now (training/whole.py): no process waits for another one's longest response.
                 synced_gpus=False,
             )
         if not self._checked:
             check_untouched(sampler, raw[0])
             self._checked = True
-        return self._collect(output[:, input_ids.shape[1] :], sampler, ends)
+        return Spoken(
+            output[:, input_ids.shape[1] :],
+            torch.stack(sampler.log_probs, dim=1),
+            torch.stack(sampler.tempered_log_probs, dim=1),
+            recorder.lengths,
+        )
 
-    def _collect(self, tokens: Tensor, sampler: RowSeededSampler, ends: EndRecorder) -> list[Sampled]:
-        steps = tokens.shape[1]
-        ended = ends.lengths > 0
-        lengths = torch.where(ended, ends.lengths, steps)
+    def _collect(self, spoken: Spoken) -> list[Sampled]:
+        steps = spoken.tokens.shape[1]
+        ended = spoken.lengths > 0
+        lengths = torch.where(ended, spoken.lengths, steps)
         inside = torch.arange(steps).unsqueeze(0) < lengths.cpu().unsqueeze(1)
         totals, tempered = (
-            torch.where(inside, torch.stack(one, dim=1).cpu().double(), 0.0).sum(dim=1).tolist()
-            for one in (sampler.log_probs, sampler.tempered_log_probs)
+            torch.where(inside, one.cpu().double(), 0.0).sum(dim=1).tolist()
+            for one in (spoken.log_probs, spoken.tempered_log_probs)
         )
-        ids = [tuple(row[:length]) for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+        ids = [
+            tuple(row[:length]) for row, length in zip(spoken.tokens.tolist(), lengths.tolist(), strict=True)
+        ]
         texts = self.tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True)
         return [
             Sampled(row, text, total, not end, mu)
@@ -135,11 +182,11 @@ def first_logits(model: Any) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def neutral_config(settings: SamplingSettings) -> GenerationConfig:
+def neutral_config(settings: SamplingSettings, tokens: int) -> GenerationConfig:
     """Greedy decoding, because the sampler leaves one token possible; nothing that changes scores."""
     return GenerationConfig(
         do_sample=False,
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=tokens,
         eos_token_id=list(settings.eos_ids),
         pad_token_id=settings.pad_id,
         use_cache=True,
@@ -150,14 +197,25 @@ def check_untouched(sampler: RowSeededSampler, raw: Tensor) -> None:
     """Once per generator: the scores that the sampler saw are the model's raw logits, so that log-probs are the policy's own."""
     seen = sampler.first_scores
     if torch.isnan(raw).any():
-        raise SailError(
-            "The model's logits are NaN, so nothing can be sampled. Look at the weights, or the learning rate."
-        )
+        raise SailError(NAN)
     if seen is None or not torch.equal(seen, raw.to(seen.dtype)):
         raise SailError(
             "The model's generate() changes scores before sampling (a logits processor of its own, or a watermark), so sampled "
             "responses would not come from the policy being trained. Remove it from the model's generation settings."
         )
+
+
+def say_the_same(one: Spoken, other: Spoken) -> bool:
+    """Equal tokens up to the rows' ends, and log-probs that differ by rounding only."""
+    steps = min(one.tokens.shape[1], other.tokens.shape[1])
+    if not torch.equal(one.lengths, other.lengths):
+        return False
+    inside = torch.arange(steps, device=one.lengths.device) < torch.where(
+        one.lengths > 0, one.lengths, steps
+    ).unsqueeze(1)
+    a, b = (torch.where(inside, told.tokens[:, :steps], 0) for told in (one, other))
+    x, y = (torch.where(inside, told.log_probs[:, :steps], 0.0) for told in (one, other))
+    return torch.equal(a, b) and torch.allclose(x, y, rtol=0.0, atol=1e-3)
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

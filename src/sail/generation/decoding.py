@@ -1,0 +1,199 @@
+"""A decoding loop for plain decoders: what `generate` does between two tokens, less what such a model has no need of.
+
+`generate` prepares inputs, masks, processors and criteria anew for every token: a quarter of the time of a small model on a
+CPU. Here the mask is made once and cut to length, the sampler draws directly, and rows that have ended leave the batch. The
+texts are the same; a model that is not plain, or does not give the same numbers when it is tried, is left to `generate`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationMixin
+from transformers.cache_utils import DynamicLayer
+
+from sail.errors import SailError
+from sail.generation.sampler import Drawn, Ends, draw
+
+LEAVE = 0.25
+"""Ended rows leave the batch once this share of it has ended: the cache is copied then."""
+LOOK_EVERY = {"cpu": 1, "other": 8}
+"""Tokens between two looks at which rows have ended: a look waits for the device."""
+NAN = "The model's logits are NaN, so nothing can be sampled. Look at the weights, or the learning rate."
+
+_TAKEN_AS_THEY_ARE = (
+    "generate",
+    "prepare_inputs_for_generation",
+    "_prepare_cache_for_generation",
+    "_update_model_kwargs_for_generation",
+)
+_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+
+
+def is_plain(model: Any) -> bool:
+    """Whether the loop may speak for `model.generate`: a decoder with full attention in every layer, whose generation is
+    transformers' own, unchanged, and whose attention takes a mask as it is given."""
+    kind = type(model)
+    for name in _TAKEN_AS_THEY_ARE:
+        if name in vars(model) or getattr(kind, name, None) is not getattr(GenerationMixin, name, None):
+            return False
+    if model.config.is_encoder_decoder or not inspect.signature(kind.forward).parameters.keys() >= _ARGUMENTS:
+        return False
+    if model.config.get_text_config()._attn_implementation not in ("sdpa", "eager"):
+        return False
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def without_gradient(model: nn.Module) -> AbstractContextManager[Any]:
+    """inference_mode where all weights are plain tensors (a tenth less time for a small model), else no_grad: a quantised or
+    sharded weight may keep a tensor made inside for a backward pass outside."""
+    plain = all(type(one) is nn.Parameter and not hasattr(one, "ds_id") for one in model.parameters())
+    return torch.inference_mode() if plain else torch.no_grad()
+
+
+@dataclass
+class Spoken:
+    """What N rows said. tokens, log_probs, tempered_log_probs: (N, t), with anything behind a row's end. lengths: (N,), the end
+    included; 0 where there was none."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    tempered_log_probs: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, tokens: int, device: torch.device) -> Spoken:
+        """A table to write into."""
+        ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
+        log_probs = torch.zeros(rows, tokens, device=device)
+        return cls(ids, log_probs, log_probs.clone(), ids.new_zeros(rows))
+
+    def up_to(self, tokens: int) -> Spoken:
+        """Its first columns."""
+        return Spoken(
+            self.tokens[:, :tokens],
+            self.log_probs[:, :tokens],
+            self.tempered_log_probs[:, :tokens],
+            self.lengths,
+        )
+
+
+@dataclass
+class _Speaking:
+    """The n rows that are still in the batch. rows: which of the N they are. allowed: (n, 1, 1, P + T), where they may attend.
+    last: (n, 1), the position of the prompt's last token. drawn: their tokens from step `since` on."""
+
+    rows: Tensor
+    uniforms: Tensor
+    allowed: Tensor
+    last: Tensor
+    lengths: Tensor
+    cache: DynamicCache
+    since: int = 0
+    drawn: list[Drawn] = field(default_factory=list)
+
+    def write(self, said: Spoken) -> None:
+        """Into the table of all rows: once, and not token by token."""
+        steps = slice(self.since, self.since + len(self.drawn))
+        said.tokens[self.rows, steps] = torch.stack([one.token for one in self.drawn], dim=1)
+        said.log_probs[self.rows, steps] = torch.stack([one.log_prob for one in self.drawn], dim=1)
+        said.tempered_log_probs[self.rows, steps] = torch.stack(
+            [one.tempered_log_prob for one in self.drawn], dim=1
+        )
+        said.lengths[self.rows] = self.lengths
+        self.since, self.drawn = steps.stop, []
+
+    def keep(self, kept: Tensor) -> None:
+        """These of them from now on."""
+        self.cache.batch_select_indices(kept)
+        self.rows, self.uniforms, self.allowed, self.last, self.lengths = (
+            one[kept] for one in (self.rows, self.uniforms, self.allowed, self.last, self.lengths)
+        )
+
+    def who_stay(self) -> Tensor | None:
+        """Which of them still speak; None if that is most of them."""
+        speaking = self.lengths == 0
+        left = int(speaking.sum())
+        few = left == 0 or left <= (1 - LEAVE) * len(speaking)
+        return speaking.nonzero().squeeze(1) if few else None
+
+
+def decode(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, uniforms: Tensor, temperature: float, ends: Ends
+) -> Spoken:
+    """Up to T tokens for each of N left-padded prompts.
+
+    input_ids, attention_mask: (N, P). uniforms: (N, T); row i's t-th token is drawn with uniforms[i, t].
+    """
+    (number, width), limit = input_ids.shape, uniforms.shape[1]
+    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+    said = Spoken.empty(number, limit, input_ids.device)
+    active = _Speaking(
+        torch.arange(number, device=input_ids.device),
+        uniforms,
+        _as_attention_takes_it(model, torch.cat([attention_mask, attention_mask.new_ones(number, limit)], 1)),
+        positions[:, -1:],
+        said.lengths,
+        DynamicCache(config=model.config),
+    )
+    logits = _logits(model, active.cache, input_ids, attention_mask, positions)
+    if torch.isnan(logits).any():
+        raise SailError(NAN)
+    look_every = LOOK_EVERY.get(input_ids.device.type, LOOK_EVERY["other"])
+    for step in range(limit):
+        drawn = draw(logits, active.uniforms[:, step : step + 1], temperature)
+        active.drawn.append(drawn)
+        token = drawn.token
+        ended = ends(token, lambda: _so_far(said, active))
+        active.lengths = torch.where((active.lengths == 0) & ended, step + 1, active.lengths)
+        stay = active.who_stay() if (step + 1) % look_every == 0 else None
+        if step + 1 == limit or (stay is not None and len(stay) == 0):
+            break
+        if stay is not None:
+            active.write(said)
+            active.keep(stay)
+            token = token[stay]
+        logits = _logits(
+            model,
+            active.cache,
+            token.unsqueeze(1),
+            active.allowed[..., : width + step + 1],
+            active.last + (step + 1),
+        )
+    active.write(said)
+    return said.up_to(step + 1)
+
+
+def _so_far(said: Spoken, active: _Speaking) -> Tensor:
+    """The responses of the rows in the batch, (n, t)."""
+    newest = torch.stack([one.token for one in active.drawn], dim=1)
+    return torch.cat([said.tokens[active.rows, : active.since], newest], dim=1)
+
+
+def _as_attention_takes_it(model: Any, mask: Tensor) -> Tensor:
+    """(N, K) -> (N, 1, 1, K): what transformers would make of it, bool for sdpa, something to add for eager."""
+    allowed = mask.bool()[:, None, None, :]
+    if model.config.get_text_config()._attn_implementation == "sdpa":
+        return allowed
+    least = torch.finfo(model.dtype).min
+    return torch.zeros_like(allowed, dtype=model.dtype).masked_fill_(~allowed, least)
+
+
+def _logits(model: Any, cache: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+    """Of the last position, (n, V), in float32 like those that `generate` hands to a sampler."""
+    output = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    last: Tensor = output.logits[:, -1]
+    return last.float()
