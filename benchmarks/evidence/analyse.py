@@ -105,31 +105,39 @@ MEASURES = {
 def summary(found: Curves) -> dict[str, Any]:
     """Every composition against DPO at the same learning rate, and against penalised DPO; label efficiency against online DPO."""
     told: dict[str, Any] = {}
+    again = found.get(("confirm", "online-dpo"), {})
     dpo, online = found.get(("methods", "dpo"), {}), found.get(("methods", "online-dpo"), {})
     penalised = found.get(PENALISED, {})
     for (part, name), runs in found.items():
         base = found.get((part, f"dpo {name.split()[-1]}"), {}) if part == "rates" else dpo
         entry: dict[str, Any] = {"end": _ends(runs)}
-        if base and runs is not base:
+        rival = again if part == "confirm" else online
+        if base and runs is not base and part != "confirm":
             entry["minus_dpo"] = {key: compared(runs, base, measure) for key, measure in MEASURES.items()}
         if penalised and part in ("methods", "cures") and runs is not penalised:
             entry["minus_penalised"] = {
                 key: compared(runs, penalised, measure) for key, measure in MEASURES.items()
             }
-        if online and part in ("labels", "methods") and runs is not online and _ends(runs)["calls"]:
-            entry["against_online"] = {
-                "share": compared(runs, online, share_of),
-                "share_of_gain": compared(runs, online, share_of_gain),
-                "frontier": compared(runs, online, along_the_frontier),
-                "equal_kl": compared(runs, online, at_equal_kl),
-                "kl": compared(runs, online, kl_at_the_end),
-                "equal_calls": compared(runs, online, at_equal_calls),
-                "calls": over_seeds(
-                    [runs[seed].calls[-1] / online[seed].calls[-1] for seed in runs if seed in online]
-                ),
-            }
+        if rival and part in ("labels", "methods", "confirm") and runs is not rival and _ends(runs)["calls"]:
+            entry["against_online"] = _against_online(runs, rival)
         told[f"{part}/{name}"] = entry
     return told
+
+
+def _against_online(runs: dict[int, Curve], online: dict[int, Curve]) -> dict[str, Any]:
+    measures = {
+        "share": share_of,
+        "share_of_gain": share_of_gain,
+        "frontier": along_the_frontier,
+        "equal_kl": at_equal_kl,
+        "kl": kl_at_the_end,
+        "equal_calls": at_equal_calls,
+    }
+    shares = [runs[seed].calls[-1] / online[seed].calls[-1] for seed in runs if seed in online]
+    return {
+        **{key: compared(runs, online, measure) for key, measure in measures.items()},
+        "calls": over_seeds(shares),
+    }
 
 
 def _ends(runs: dict[int, Curve]) -> dict[str, Any]:

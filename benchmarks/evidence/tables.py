@@ -11,7 +11,8 @@ ORDER = ("dpo", "sail-ddp", "sail-dpp", "sail-dpr", "sail-mix", "online-dpo")
 def tables(found: Entry) -> dict[str, str]:
     """Name of the table -> Markdown."""
     told = found["compared"]
-    made = {"methods": _against_dpo(told, "methods", ORDER), "labels": _labels(told)}
+    made = {"methods": _against_dpo(told, "methods", ORDER), "labels": _labels(told, ("labels", "methods"))}
+    made["confirmed"] = _labels(told, ("confirm",))
     made["penalised"] = _against(told, ("methods", "cures"), "minus_penalised", "penalised DPO")
     for part in ("cures", "terms", "others", "rates", "noise"):
         names = [key.split("/", 1)[1] for key in told if key.startswith(f"{part}/")]
@@ -66,7 +67,8 @@ def _against(told: Entry, parts: tuple[str, ...], key: str, base: str) -> str:
     return "\n".join(rows)
 
 
-def _labels(told: Entry) -> str:
+def _labels(told: Entry, parts: tuple[str, ...]) -> str:
+    """Runs of some parts against online DPO."""
     rows = _head(
         "run",
         "oracle calls, share of online DPO's",
@@ -79,7 +81,7 @@ def _labels(told: Entry) -> str:
     )
     for key, entry in told.items():
         against = entry.get("against_online")
-        if against is None:
+        if against is None or key.split("/", 1)[0] not in parts:
             continue
         cells = [
             key.split("/", 1)[1],
