@@ -61,6 +61,7 @@ class Settings:
     lora_r: int = 16
     checkpointing: bool = False
     precompute: bool = False
+    accumulation: int = 1
     tunings: tuple[str, ...] = ("full", "lora")
 
 
@@ -131,7 +132,8 @@ def arguments(settings: Settings, shape: Shape, folder: Path) -> dict[str, Any]:
         "output_dir": str(folder),
         # One more than there are turns: the last step must not end the training.
         "max_steps": settings.warm_up + settings.steps + 1,
-        "per_device_train_batch_size": settings.rows,
+        "per_device_train_batch_size": settings.rows // settings.accumulation,
+        "gradient_accumulation_steps": settings.accumulation,
         "beta": 0.1,
         "learning_rate": 1e-6,
         "lr_scheduler_type": "constant",

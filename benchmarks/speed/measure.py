@@ -37,7 +37,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
 import torch
-from contestants import COMPARED, GROUPS, MIXTURES, TRL, Contestant, Settings, build
+from contestants import COMPARED, FLOOR, GROUPS, MIXTURES, TRL, Contestant, Settings, build
 from datasets import disable_progress_bars
 from loss_memory import compared
 from peak import PeakBytes
@@ -55,11 +55,14 @@ def measure(settings: Settings, tuning: str, folder: Path) -> dict[str, Any]:
     shape = SHAPES[settings.size]
     rows = make_rows(shape, settings.rows * (settings.warm_up + settings.steps + 2))
     found: dict[str, Any] = {"contestants": {}, "ratios": {}}
-    for number, group in enumerate(GROUPS):
+    for number, group in enumerate(groups(settings)):
         place = folder / f"{tuning}{number}"
         made = {name: build(name, settings, shape, tuning, rows, place / name) for name in group}
         seconds = timed(made, settings)
-        refuse_unequal_work(made, settings)
+        if (
+            settings.accumulation == 1
+        ):  # rows of like length share a micro-batch with us: less padding is ours to have
+            refuse_unequal_work(made)
         for name, one in made.items():
             steps = settings.warm_up + settings.steps
             tokens = {kind: round(total / steps, 1) for kind, total in one.count.tokens.items()}
@@ -75,13 +78,20 @@ def measure(settings: Settings, tuning: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+def groups(settings: Settings) -> list[tuple[str, ...]]:
+    """Who alternate. The floor takes a step's rows at once: with micro-batches only the trainers are compared."""
+    return [
+        group for group in GROUPS if settings.accumulation == 1 or not any(FLOOR in name for name in group)
+    ]
+
+
 def timed(made: dict[str, Contestant], settings: Settings) -> dict[str, list[float]]:
     """Seconds of each contestant's steps, by turns."""
     turns = {name: one.make_turn() for name, one in made.items()}
     return alternate(turns, warm_up=settings.warm_up, steps=settings.steps)
 
 
-def refuse_unequal_work(made: dict[str, Contestant], settings: Settings) -> None:
+def refuse_unequal_work(made: dict[str, Contestant]) -> None:
     """data must compute what TRL computes, token for token; else there is nothing to compare."""
     if TRL in made and made[TRL].count.tokens != made["data"].count.tokens:
         raise RuntimeError(
@@ -214,7 +224,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--size", action="append", choices=tuple(SHAPES), help="default: 1M; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: %(default)s")
-    for name in ("steps", "warm_up", "rows", "lora_r"):
+    for name in ("steps", "warm_up", "rows", "lora_r", "accumulation"):
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=int,
@@ -242,13 +252,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.loss_memory:
         keep(given.out, "loss", compared(150_000, rows=8, length=512))
         return
-    names = ("device", "steps", "warm_up", "rows", "lora_r", "checkpointing", "precompute")
+    names = ("device", "steps", "warm_up", "rows", "lora_r", "accumulation", "checkpointing", "precompute")
     common = {name: getattr(given, name) for name in names}
     for size in given.size or ["1M"]:
         settings = Settings(size=size, tunings=tuple(given.tunings), **common)
         label = f"{given.device} {size}" + "".join(
             f" {name}" for name in ("checkpointing", "precompute") if common[name]
         )
+        if settings.accumulation > 1:
+            label += f" in {settings.accumulation} micro-batches"
         for tuning in settings.tunings:
             keep(given.out, label, benchmark(replace(settings, tunings=(tuning,))))
 

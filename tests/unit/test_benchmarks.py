@@ -192,10 +192,10 @@ def test_unequal_work_is_not_compared() -> None:
     """Were one of the two given shorter texts, the benchmark would say so instead of printing a ratio."""
     settings = contestants.Settings()
     made = {name: SimpleNamespace(count=contestants.Count()) for name in ("trl", "data")}
-    speed.refuse_unequal_work(made, settings)
+    speed.refuse_unequal_work(made)
     made["data"].count.tokens["policy"] = 7
     with pytest.raises(RuntimeError, match="Not the same work"):
-        speed.refuse_unequal_work(made, settings)
+        speed.refuse_unequal_work(made)
 
 
 # --- Over-optimisation: what is collected from a run's files -------------------------------------------------------
