@@ -53,7 +53,11 @@ stopped continues where it was when the same command is given again.
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 2 for an error that the user can mend, 130 when interrupted."""
-    options = _parse(sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        build_parser().print_help()
+        return 0
+    options = _parse(words)
     _settle_environment()
     try:
         options.handler(options)

@@ -134,7 +134,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_verb(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "the following arguments are required: VERB" in argparse_refusal([], capsys)
+    assert cli.main([]) == 0
+    assert "sail play --quick" in capsys.readouterr().out
 
 
 # --- init -----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from sail.fields import AlignmentFields
 from sail.mixture import PRESETS, preset_of
 from sail.oracle_config import KINDS
 from sail.reward_config import RewardSection
+from sail.stage_config import EvalSection, MergeSection, QuantizationSection
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,15 @@ def test_the_commented_lines_are_the_defaults(preset: str) -> None:
     assert full.sft == SFTSection(model="org/base-model")
     assert full.reward == RewardSection()
     assert full.oracle is not None
+    assert full.eval == EvalSection()
+    assert full.merge == MergeSection()
+    assert full.quantization == QuantizationSection(load_in_4bit=True)
+    assert full.eval_oracle is not None
+    assert all(
+        getattr(full, name) is not None
+        for name in RunConfig.model_fields
+        if name not in ("ref_model", "tokenizer")
+    )
 
 
 def test_each_option_is_explained_once() -> None:

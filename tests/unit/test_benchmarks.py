@@ -190,7 +190,6 @@ def test_the_benchmark_runs(run: Callable[..., dict[str, Any]]) -> None:
 
 def test_unequal_work_is_not_compared() -> None:
     """Were one of the two given shorter texts, the benchmark would say so instead of printing a ratio."""
-    settings = contestants.Settings()
     made = {name: SimpleNamespace(count=contestants.Count()) for name in ("trl", "data")}
     speed.refuse_unequal_work(made)
     made["data"].count.tokens["policy"] = 7

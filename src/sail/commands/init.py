@@ -16,6 +16,7 @@ from sail.errors import ConfigError
 from sail.mixture import mixture_of, preset_of
 from sail.oracle_config import KINDS
 from sail.reward_config import RewardSection
+from sail.stage_config import EvalSection, MergeSection, QuantizationSection
 
 _HEAD = """\
 # A run of sail: {about}.
@@ -35,6 +36,7 @@ _TRAINING_ARGUMENTS = {
     "gradient_accumulation_steps": 4,
     "logging_steps": 10,
     "save_steps": 100,
+    "eval_strategy": "no",
 }
 """Keys of TrainingArguments that a person wants to see from the start."""
 
@@ -57,11 +59,19 @@ def init_yaml(
     needs_oracle = mixture_of(preset, None).needs_oracle
     options = {"output_dir": output_dir or f"runs/{preset}", "preset": preset, **chosen.fixed}
     data = _section(DataConfig, {"train": train}, shown=("train",))
-    peft = _section(PeftConfig, {}, shown=tuple(PeftConfig.model_fields))
     given = _oracle_values(kind, oracle)
     judge = _section(KINDS[kind], given, shown=tuple(given))
-    sft = _section(SFTSection, {"model": "org/base-model"}, shown=tuple(SFTSection.model_fields))
-    reward = _section(RewardSection, {}, shown=tuple(RewardSection.model_fields))
+    later = {
+        "peft": _all_of(PeftConfig),
+        "quantization": _all_of(QuantizationSection, {"load_in_4bit": True}),
+        "sft": _all_of(SFTSection, {"model": "org/base-model"}),
+        "reward": _all_of(RewardSection),
+        "eval_oracle": _section(
+            KINDS["function"], {**_oracle_values("function", "gold.py:reward")}, shown=("kind", "path")
+        ),
+        "eval": _all_of(EvalSection),
+        "merge": _all_of(MergeSection),
+    }
     arguments = dump_yaml(_TRAINING_ARGUMENTS).splitlines()
     lines = [
         _HEAD.format(about=f"preset {preset}, {chosen.about}", file=file).rstrip(),
@@ -81,14 +91,13 @@ def init_yaml(
         *_block("train", _section(TrainSection, options, shown=_SHOWN_OPTIONS)),
         "",
         *_indent(["# Keys of transformers.TrainingArguments; each of them is accepted here.", *arguments]),
-        "",
-        *_block("peft", peft, active=False),
-        "",
-        *_block("sft", sft, active=False),
-        "",
-        *_block("reward", reward, active=False),
+        *(line for name, section in later.items() for line in ("", *_block(name, section, active=False))),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _all_of(kind: type[BaseModel], values: dict[str, Any] | None = None) -> list[str]:
+    return _section(kind, values or {}, shown=tuple(kind.model_fields))
 
 
 def _oracle_values(kind: str, path: str) -> dict[str, Any]:
