@@ -21,7 +21,7 @@ from sail.build_oracle import (
     make_oracle,
     oracle_results,
 )
-from sail.config import RunConfig, resolved_yaml
+from sail.config import RunConfig, chosen_yaml, resolved_yaml
 from sail.data.encode import (
     EncodedDataset,
     concatenate,
@@ -245,7 +245,7 @@ def run_training(
     folder = Path(config.train.output_dir)
     check_folder(folder, config, resume=resume, overwrite=overwrite)
     if show_config:
-        _say(resolved_yaml(config))
+        _say(chosen_yaml(config))
     ledger = make_ledger(config)
     trainer, remarks = make_trainer(config, ledger)
     _say("\n".join(remarks))

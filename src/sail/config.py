@@ -352,12 +352,23 @@ def resolved_yaml(config: RunConfig) -> str:
     Secrets are left out: hub_token belongs in the environment, not in a run folder.
     """
     head = "# A run with every option written out; sail train can be given this file.\n"
-    if config.alignment.preset:
-        routes = {name: dict(entry) for name, entry in preset_of(config.alignment.preset).routes.items()}
-        head += f"# preset {config.alignment.preset} = routes {routes}\n"
     stage_only = (config.sft or config.reward) is not None and config.train == TrainSection()
     values = config.model_dump(exclude={"train"} if stage_only else None)
-    return head + dump_yaml(_without_secrets(values))
+    return head + _routes_of_preset(config) + dump_yaml(_without_secrets(values))
+
+
+def chosen_yaml(config: RunConfig) -> str:
+    """The same for a reader: without the options that are at their defaults."""
+    head = "# The run. Options at their defaults are left out; config.resolved.yaml in the run folder has them all.\n"
+    values = config.model_dump(exclude_defaults=True)
+    return head + _routes_of_preset(config) + dump_yaml(_without_secrets(values))
+
+
+def _routes_of_preset(config: RunConfig) -> str:
+    if not config.alignment.preset:
+        return ""
+    routes = {name: dict(entry) for name, entry in preset_of(config.alignment.preset).routes.items()}
+    return f"# preset {config.alignment.preset} = routes {routes}\n"
 
 
 def _without_secret(override: str) -> str:

@@ -16,7 +16,7 @@ import torch
 
 from sail.build import make_arguments, make_datasets, make_peft, make_tokenizer, require_model
 from sail.build_oracle import ask_once, ledger_path, make_eval_oracle, make_ledger, make_oracle
-from sail.config import RunConfig, resolved_yaml
+from sail.config import RunConfig, chosen_yaml
 from sail.data.encode import EncodedDataset, eos_ids
 from sail.errors import OracleError
 from sail.estimate import Memory, Work, bytes_of, estimate, load_shape, over, parameters, with_adapter
@@ -66,7 +66,7 @@ def dry_run(config: RunConfig) -> str:
     mixture, _ = checked_mixture(arguments, train, config.ref_model, oracle)
     asked_once = [unmade] if unmade else ask_once(oracle, train, config)
     lines = [
-        resolved_yaml(config).rstrip(),
+        chosen_yaml(config).rstrip(),
         "",
         *remarks,
         *_about_weights(config),
@@ -138,7 +138,6 @@ def _work(arguments: SAILConfig, mixture: Mixture, train: EncodedDataset) -> lis
     plan = steps_of(arguments, len(train))
     seen = plan.rows * plan.steps
     responses, calls = expected_cost(mixture, arguments, seen)
-    each = f"about {responses / max(plan.steps, 1):,.1f}"
     lines = [f"optimiser steps: {plan.steps} of {plan.rows} rows"]
     if arguments.refresh == "round":
         length = arguments.round_steps or plan.per_pass
@@ -149,10 +148,15 @@ def _work(arguments: SAILConfig, mixture: Mixture, train: EncodedDataset) -> lis
     trained, sampled = 2 * seen * arguments.max_length, round(responses) * arguments.max_new_tokens
     return [
         *lines,
-        f"responses sampled: about {round(responses):,} in all, {each} per step",
-        f"oracle calls (pairs): about {round(calls):,} in all, about {calls / max(plan.steps, 1):,.1f} per step",
-        f"tokens at most: {trained:,} trained on (both responses with their prompts), {sampled:,} sampled",
+        f"responses sampled: {_about(responses, plan.steps)}",
+        f"oracle calls (pairs): {_about(calls, plan.steps)}",
+        f"tokens at most: {trained:,} trained on (both responses with their prompts)"
+        + (f", {sampled:,} sampled" if sampled else ""),
     ]
+
+
+def _about(number: float, steps: int) -> str:
+    return f"about {round(number):,} in all, {number / max(steps, 1):,.1f} per step" if number else "none"
 
 
 # ---- how much memory
@@ -231,13 +235,18 @@ def _needs(config: RunConfig, arguments: SAILConfig, mixture: Mixture) -> list[s
         oracle=labels,
     )
     here = over(whole_run, split, devices)
-    many = {name: over(whole_run, name, MANY).total for name in ("none", "zero2", "zero3", "fsdp")}
+    ways = {
+        "none": "each with data parallel",
+        "zero2": "with ZeRO-2",
+        "zero3": "with ZeRO-3",
+        "fsdp": "with FSDP",
+    }
+    each = ", ".join(f"{_gib(over(whole_run, way, MANY).total)} {words}" for way, words in ways.items())
     return [
         f"trainable parameters: {trained:,} of {every:,}",
         f"memory per device, an estimate, computing in {words}:",
         *memory_lines(here, work, optimiser, peft_config is not None, bits),
-        f"  over {MANY} devices: {_gib(many['none'])} each with data parallel, {_gib(many['zero2'])} with ZeRO-2, "
-        f"{_gib(many['zero3'])} with ZeRO-3, {_gib(many['fsdp'])} with FSDP",
+        *([f"  over {MANY} devices: {each}"] if whole_run.total > GIB else []),
     ]
 
 
