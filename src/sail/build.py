@@ -244,6 +244,7 @@ def run_training(
     """`sail train`: returns the run folder, with the model, metrics, pairs, results and report in it."""
     folder = Path(config.train.output_dir)
     check_folder(folder, config, resume=resume, overwrite=overwrite)
+    make_peft(config)  # PEFT that is not installed is told before data and weights are read
     if show_config:
         _say(chosen_yaml(config))
     ledger = make_ledger(config)

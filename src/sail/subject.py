@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sail.build import make_model
+from sail.commands.wording import did_you_mean
 from sail.config import RunConfig, load_config
 from sail.data_config import with_path
 from sail.errors import ConfigError, MissingExtraError
@@ -101,6 +102,7 @@ def find_subject(path: str) -> Subject:
     folder = Path(path)
     if (folder / RESOLVED).is_file():
         return _of_run(folder)
+    _refuse_a_mistyped_run(folder)
     inside = folder.name.startswith("checkpoint-") or folder.name in ("model", "adapter")
     run = folder.absolute().parent
     if folder.is_dir() and inside and (run / RESOLVED).is_file():
@@ -112,6 +114,17 @@ def find_subject(path: str) -> Subject:
         found = Subject(folder.name or path, path)
     found.base = _base(folder, found.config)
     return found
+
+
+def _refuse_a_mistyped_run(folder: Path) -> None:
+    """A name beside runs is that of a run: it is not looked for on the hub, which takes a minute to say no."""
+    if folder.exists() or not folder.parent.is_dir() or str(folder.parent) == ".":
+        return
+    runs = sorted(one.name for one in folder.parent.iterdir() if (one / RESOLVED).is_file())
+    if runs:
+        raise ConfigError(
+            f"There is no run {folder}.{did_you_mean(folder.name, runs)} The runs in {folder.parent}: {', '.join(runs)}."
+        )
 
 
 def _of_run(folder: Path) -> Subject:

@@ -249,3 +249,8 @@ def test_two_real_runs_are_compared(
 def test_the_command_line_explains_a_folder_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "./nowhere"]) == 2
     assert "There is no folder ./nowhere" in capsys.readouterr().err
+
+
+def test_a_mistyped_run_is_not_looked_for_on_the_hub(full: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"There is no run .*ful\. Did you mean {full.name}\?"):
+        find_subject(str(full.parent / "ful"))

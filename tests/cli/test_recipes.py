@@ -117,7 +117,8 @@ def _dry_run(name: str, world: Path, *overrides: str) -> None:
     said = dry_run(config)
     assert "pairs.jsonl: 40 rows\n" in said
     assert said.endswith("Nothing was trained or written.")
-    sampled = int(said.split("responses sampled: about ")[1].split()[0].replace(",", ""))
+    told = said.split("responses sampled: ")[1].splitlines()[0]
+    sampled = 0 if told == "none" else int(told.split()[1].replace(",", ""))
     assert (sampled > 0) == bool(config.mixture.on_policy)
     assert not list(Path.cwd().iterdir())
 

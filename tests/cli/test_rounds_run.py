@@ -78,7 +78,7 @@ def config(
             [
                 "rounds: 1 of 10 steps; the reference is replaced at each but the first",
                 "responses sampled: about 32",
-                "oracle calls (pairs): about 0",
+                "oracle calls (pairs): none",
             ],
         ),
         (
