@@ -45,8 +45,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def serve(home: Path, *argv: str) -> tuple[subprocess.Popen[str], str]:
     """The command as a process of its own, and what it said until it served."""
     environment = {name: value for name, value in os.environ.items() if name != "SAIL_ANNOTATE_TOKEN"}
+    return begin(home, environment, "annotate", *argv, until="Ctrl-C")
+
+
+def begin(
+    home: Path, environment: dict[str, str], *argv: str, until: str
+) -> tuple[subprocess.Popen[str], str]:
+    """A command of sail as a process of its own, and what it said up to the line with `until`."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "sail.cli", "annotate", *argv],
+        [sys.executable, "-m", "sail.cli", *argv],
         cwd=home,
         env=environment,
         stdout=subprocess.PIPE,
@@ -56,7 +63,7 @@ def serve(home: Path, *argv: str) -> tuple[subprocess.Popen[str], str]:
     )
     assert process.stdout is not None
     said = ""
-    while "Ctrl-C" not in said:
+    while until not in said:
         line = process.stdout.readline()
         assert line, said
         said += line
@@ -246,22 +253,8 @@ def test_sail_train_asks_people_and_is_stopped_and_resumed(tmp_path: Path) -> No
     token = "a-token-for-this-test"
 
     def train(*argv: str) -> tuple[subprocess.Popen[str], str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "sail.cli", "train", "run.yaml", *argv],
-            cwd=tmp_path,
-            env={**os.environ, "SAIL_ANNOTATE_TOKEN": token},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            preexec_fn=hear_ctrl_c,
-        )
-        assert process.stdout is not None
-        said = ""
-        while "pairs open" not in said:
-            line = process.stdout.readline()
-            assert line, said
-            said += line
-        return process, said
+        environment = {**os.environ, "SAIL_ANNOTATE_TOKEN": token}
+        return begin(tmp_path, environment, "train", "run.yaml", *argv, until="pairs open")
 
     process, said = train()
     try:
