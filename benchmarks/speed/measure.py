@@ -59,9 +59,8 @@ def measure(settings: Settings, tuning: str, folder: Path) -> dict[str, Any]:
         place = folder / f"{tuning}{number}"
         made = {name: build(name, settings, shape, tuning, rows, place / name) for name in group}
         seconds = timed(made, settings)
-        if (
-            settings.accumulation == 1
-        ):  # rows of like length share a micro-batch with us: less padding is ours to have
+        # In micro-batches rows of like length come together with us: less padding, which is ours to have.
+        if settings.accumulation == 1:
             refuse_unequal_work(made)
         for name, one in made.items():
             steps = settings.warm_up + settings.steps
@@ -246,6 +245,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write."""
     given = parse(argv)
+    if given.rows % given.accumulation:
+        raise SystemExit(f"{given.rows} rows cannot be parted into {given.accumulation} equal micro-batches.")
     warnings.filterwarnings("ignore")
     disable_progress_bars()
     threading.excepthook = lambda args: None  # a turn hands its error to the main thread

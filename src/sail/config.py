@@ -359,7 +359,9 @@ def resolved_yaml(config: RunConfig) -> str:
 
 def chosen_yaml(config: RunConfig) -> str:
     """The same for a reader: without the options that are at their defaults."""
-    head = "# The run. Options at their defaults are left out; config.resolved.yaml in the run folder has them all.\n"
+    head = (
+        "# The run, without what is at its default; a run folder's config.resolved.yaml has every option.\n"
+    )
     values = config.model_dump(exclude_defaults=True)
     return head + _routes_of_preset(config) + dump_yaml(_without_secrets(values))
 

@@ -117,14 +117,15 @@ def find_subject(path: str) -> Subject:
 
 
 def _refuse_a_mistyped_run(folder: Path) -> None:
-    """A name beside runs is that of a run: it is not looked for on the hub, which takes a minute to say no."""
+    """A name beside runs, and like one of theirs, is that of a run: it is not looked for on the hub, which takes a minute to
+    say no."""
     if folder.exists() or not folder.parent.is_dir() or str(folder.parent) == ".":
         return
-    runs = sorted(one.name for one in folder.parent.iterdir() if (one / RESOLVED).is_file())
-    if runs:
-        raise ConfigError(
-            f"There is no run {folder}.{did_you_mean(folder.name, runs)} The runs in {folder.parent}: {', '.join(runs)}."
-        )
+    runs = sorted(one.parent.name for one in folder.parent.glob(f"*/{RESOLVED}"))
+    meant = did_you_mean(folder.name, runs)
+    could_be_on_the_hub = len(folder.parts) == 2
+    if runs and (meant or not could_be_on_the_hub):
+        raise ConfigError(f"There is no run {folder}.{meant} The runs in {folder.parent}: {', '.join(runs)}.")
 
 
 def _of_run(folder: Path) -> Subject:

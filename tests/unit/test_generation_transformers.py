@@ -329,7 +329,7 @@ def test_stop_strings_of_several_tokens_begin_in_the_response() -> None:
     def chain(module: Any, arguments: Any, options: Any, output: Any) -> Any:
         for row, last in enumerate(options["input_ids"][:, -1].tolist()):
             output.logits[row, -1] = -1e4
-            output.logits[row, -1, follows[last]] = 1e4
+            output.logits[row, -1, follows.get(last, words[0])] = 1e4
         return output
 
     model.register_forward_hook(chain, with_kwargs=True)

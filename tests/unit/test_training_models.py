@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from tiny import make_config, make_model, make_tokenizer, reward
 
 from sail.build import make_model as load_model
 from sail.config import config_from_dict
 from sail.errors import ConfigError
 from sail.trainer import SAILTrainer
+from sail.training.models import with_reference
 
 CODE = """\
 from pathlib import Path
@@ -87,3 +89,15 @@ def test_the_run_file_says_it() -> None:
     raw = {"model": "m", "data": {"train": "x.jsonl"}, "train": {"preset": "dpo"}}
     assert config_from_dict(raw).trust_remote_code is False
     assert config_from_dict({**raw, "trust_remote_code": True}).trust_remote_code is True
+
+
+@pytest.mark.parametrize("given", ["config", "model"])
+def test_a_learnt_prompt_is_refused(given: str) -> None:
+    """It lives outside the model that is sampled from."""
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    model = make_model()
+    adapted = (
+        (model, None, config) if given == "config" else (get_peft_model(model, config), make_model(), None)
+    )
+    with pytest.raises(ConfigError, match="Prompt and prefix tuning cannot be trained"):
+        with_reference(*adapted, no_dropout=False)

@@ -2,13 +2,14 @@
 
 `generate` prepares inputs, masks, processors and criteria anew for every token: a quarter of the time of a small model on a
 CPU. Here the mask is made once and cut to length, the sampler draws directly, and rows that have ended leave the batch. The
-texts are the same; a model that is not plain, or does not give the same numbers when it is tried, is left to `generate`.
+texts are the same but for rounding; a model that is not plain, or for which a trial (trial.py) differs, is left to `generate`.
 """
 
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,44 +18,68 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from sail.errors import SailError
 from sail.generation.sampler import Drawn, Ends, draw
 
 LEAVE = 0.25
 """Ended rows leave the batch once this share of it has ended: the cache is copied then."""
-LOOK_EVERY = {"cpu": 1, "other": 8}
-"""Tokens between two looks at which rows have ended: a look waits for the device."""
-NAN = "The model's logits are NaN, so nothing can be sampled. Look at the weights, or the learning rate."
+LOOK_EVERY = 8
+"""Tokens between two looks at which rows have ended. A look waits for the device, so a CPU takes one at every token."""
 
-_TAKEN_AS_THEY_ARE = (
-    "generate",
-    "prepare_inputs_for_generation",
-    "_prepare_cache_for_generation",
-    "_update_model_kwargs_for_generation",
-)
+_OWN = (
+    "generate", "prepare_inputs_for_generation", "create_masks_for_generate", "_sample", "_prefill",
+    "_prepare_cache_for_generation", "_prepare_position_ids_for_generation", "_update_model_kwargs_for_generation",
+)  # fmt: skip
+"""What a model may have of its own and must not: the loop would pass it by."""
 _ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+_BY_THE_BATCH = {"dynamic", "longrope"}
+"""Rotary positions that depend on the longest row of the batch."""
 
 
 def is_plain(model: Any) -> bool:
-    """Whether the loop may speak for `model.generate`: a decoder with full attention in every layer, whose generation is
-    transformers' own, unchanged, and whose attention takes a mask as it is given."""
-    kind = type(model)
-    for name in _TAKEN_AS_THEY_ARE:
+    """Whether the loop may speak for `model.generate`: a decoder on one device with full attention in every layer, whose rows do
+    not depend on each other, whose generation is transformers' own, unchanged, and whose attention takes a mask as it is."""
+    kind, config = type(model), model.config.get_text_config()
+    for name in _OWN:
         if name in vars(model) or getattr(kind, name, None) is not getattr(GenerationMixin, name, None):
             return False
     if model.config.is_encoder_decoder or not inspect.signature(kind.forward).parameters.keys() >= _ARGUMENTS:
         return False
-    if model.config.get_text_config()._attn_implementation not in ("sdpa", "eager"):
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return False
+    if _rope_types(getattr(config, "rope_parameters", None)) & _BY_THE_BATCH:
+        return False
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
         return False
     layers = DynamicCache(config=model.config).layers
     return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def without_gradient(model: nn.Module) -> AbstractContextManager[Any]:
-    """inference_mode where all weights are plain tensors (a tenth less time for a small model), else no_grad: a quantised or
-    sharded weight may keep a tensor made inside for a backward pass outside."""
+def _rope_types(parameters: Any) -> set[str]:
+    """All kinds of rotary positions, also where each kind of layer has its own."""
+    if not isinstance(parameters, dict):
+        return set()
+    own = {str(parameters[key]) for key in ("rope_type", "type") if key in parameters}
+    return own.union(*map(_rope_types, parameters.values()))
+
+
+@contextmanager
+def without_gradient(model: nn.Module) -> Iterator[None]:
+    """inference_mode (a tenth less time for a small model) where nothing made inside can stay: for transformers' own models with
+    plain tensors as weights, whose buffers are made anew afterwards. Else no_grad: code of a model's own, or a quantised weight,
+    may keep a tensor for a backward pass outside."""
     plain = all(type(one) is nn.Parameter and not hasattr(one, "ds_id") for one in model.parameters())
-    return torch.inference_mode() if plain else torch.no_grad()
+    if not (plain and type(model).__module__.startswith("transformers.")):
+        with torch.no_grad():
+            yield
+        return
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_inference():
+                    setattr(module, name, buffer.clone())
 
 
 @dataclass
@@ -143,14 +168,12 @@ def decode(
         DynamicCache(config=model.config),
     )
     logits = _logits(model, active.cache, input_ids, attention_mask, positions)
-    if torch.isnan(logits).any():
-        raise SailError(NAN)
-    look_every = LOOK_EVERY.get(input_ids.device.type, LOOK_EVERY["other"])
+    look_every = _look_every(input_ids.device)
     for step in range(limit):
         drawn = draw(logits, active.uniforms[:, step : step + 1], temperature)
         active.drawn.append(drawn)
         token = drawn.token
-        ended = ends(token, lambda: _so_far(said, active))
+        ended = ends(token, lambda window: _newest(said, active, window))
         active.lengths = torch.where((active.lengths == 0) & ended, step + 1, active.lengths)
         stay = active.who_stay() if (step + 1) % look_every == 0 else None
         if step + 1 == limit or (stay is not None and len(stay) == 0):
@@ -170,10 +193,17 @@ def decode(
     return said.up_to(step + 1)
 
 
-def _so_far(said: Spoken, active: _Speaking) -> Tensor:
-    """The responses of the rows in the batch, (n, t)."""
-    newest = torch.stack([one.token for one in active.drawn], dim=1)
-    return torch.cat([said.tokens[active.rows, : active.since], newest], dim=1)
+def _look_every(device: torch.device) -> int:
+    return 1 if device.type == "cpu" else LOOK_EVERY
+
+
+def _newest(said: Spoken, active: _Speaking, window: int) -> Tensor:
+    """The newest tokens of the rows in the batch, up to `window` of them, (n, t)."""
+    since = torch.stack([one.token for one in active.drawn[-window:]], dim=1)
+    rest = min(window - since.shape[1], active.since)
+    if rest == 0:
+        return since
+    return torch.cat([said.tokens[active.rows, active.since - rest : active.since], since], dim=1)
 
 
 def _as_attention_takes_it(model: Any, mask: Tensor) -> Tensor:

@@ -30,6 +30,8 @@ def draw(scores: Tensor, uniform: Tensor, temperature: float) -> Drawn:
     token = torch.searchsorted(cumulated, uniform * total, right=True)
     # Rounding can push the number to the very end; the first position that reaches the total is the last possible token.
     token = torch.minimum(token, torch.searchsorted(cumulated, total))
+    # Where probabilities are NaN no position is found: some token, whose log-prob is NaN, and the caller says so.
+    token = token.clamp(max=scores.shape[1] - 1)
     return Drawn(
         token.squeeze(1), log_probs.gather(1, token).squeeze(1), tempered.gather(1, token).squeeze(1)
     )
@@ -71,8 +73,8 @@ class StopStrings:
         self.window = max(map(len, self.strings)) + 8
 
     def found(self, responses: Tensor) -> Tensor:
-        """responses (N, t), without prompts -> (N,) bool."""
-        texts = self.tokenizer.batch_decode(responses[:, -self.window :].tolist(), skip_special_tokens=True)
+        """responses: (N, t), the last `window` ids, or all there are, without prompts -> (N,) bool."""
+        texts = self.tokenizer.batch_decode(responses.tolist(), skip_special_tokens=True)
         return torch.tensor(
             [any(one in text for one in self.strings) for text in texts], device=responses.device
         )
@@ -87,10 +89,12 @@ class Ends:
         self.eos_ids = torch.tensor(list(eos_ids), dtype=torch.long, device=device)
         self.stop_strings = stop_strings
 
-    def __call__(self, newest: Tensor, responses: Callable[[], Tensor]) -> Tensor:
-        """newest: (N,) ids; responses: gives (N, t) ids, without prompts, where they are needed -> (N,) bool."""
+    def __call__(self, newest: Tensor, up_to: Callable[[int], Tensor]) -> Tensor:
+        """newest: (N,) ids; up_to(n): the last n ids of the responses, or all they have, without prompts -> (N,) bool."""
         ended = torch.isin(newest, self.eos_ids)
-        return ended if self.stop_strings is None else ended | self.stop_strings.found(responses())
+        if self.stop_strings is None:
+            return ended
+        return ended | self.stop_strings.found(up_to(self.stop_strings.window))
 
 
 class EndRecorder(StoppingCriteria):
@@ -104,6 +108,6 @@ class EndRecorder(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Which rows are finished, (N,) bool."""
         self.step += 1
-        ended = self.ends(input_ids[:, -1], lambda: input_ids[:, -self.step :])
+        ended = self.ends(input_ids[:, -1], lambda window: input_ids[:, -min(self.step, window) :])
         self.lengths = torch.where((self.lengths == 0) & ended, self.step, self.lengths)
         return self.lengths > 0

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from sail import seeds
 from sail.errors import SailError
 from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey
-from sail.generation.decoding import NAN, Spoken, decode, is_plain, without_gradient
+from sail.generation.decoding import Spoken, decode, is_plain, without_gradient
 from sail.generation.merging import adapter_merged
 from sail.generation.sampler import EndRecorder, Ends, RowSeededSampler, StopStrings
+from sail.generation.trial import Batch, loop_agrees, number_type
 
-TRIED_ROWS, TRIED_TOKENS, TRIED_PADS = 4, 4, 2
-"""Rows, tokens and added padding of the trial that decides whether the decoding loop may be used."""
-
-_log = logging.getLogger(__name__)
+NAN = "The model's logits are NaN, so nothing can be sampled. Look at the weights, or the learning rate."
 
 
 class TransformersGenerator(Generator):
@@ -74,39 +71,25 @@ class TransformersGenerator(Generator):
         device = next(model.parameters()).device
         numbers = torch.stack(
             [torch.from_numpy(seeds.uniforms(settings.max_new_tokens, *key)) for key in keys]
-        )
-        # Apple's GPUs have no float64.
-        numbers = numbers.to(device, torch.float32 if device.type == "mps" else torch.float64)
+        ).to(device, number_type(device))
         batch = (*left_pad(prompts, settings.pad_id, device), numbers)
         stops = StopStrings(self.tokenizer, settings.stop_strings) if settings.stop_strings else None
         ends = Ends(settings.eos_ids, stops, device)
         if self._plain is None:
-            self._plain = is_plain(model) and self._agrees(model, batch, ends)
-        if self._plain:
-            with without_gradient(model):
-                spoken = decode(model, *batch, settings.temperature, ends)
-        else:
-            spoken = self._generate(model, batch, ends)
+            self._plain = is_plain(model) and self._agrees(model)
+        if not self._plain:
+            return self._collect(self._generate(model, batch, ends))
+        with without_gradient(model):
+            spoken = decode(model, *batch, settings.temperature, ends)
         return self._collect(spoken)
 
-    def _agrees(self, model: Any, batch: tuple[Tensor, Tensor, Tensor], ends: Ends) -> bool:
-        """Whether the loop says what `generate` says, on a few rows of the batch with some padding more."""
-        ids, mask, numbers = (one[:TRIED_ROWS] for one in batch)
-        few = (
-            functional.pad(ids, (TRIED_PADS, 0), value=self.settings.pad_id),
-            functional.pad(mask, (TRIED_PADS, 0), value=0),
-            numbers[:, :TRIED_TOKENS],
+    def _agrees(self, model: Any) -> bool:
+        nobody = Ends((), None, next(model.parameters()).device)
+        return loop_agrees(
+            model, lambda batch: self._generate(model, batch, nobody), self.settings.temperature
         )
-        theirs = self._generate(model, few, ends)
-        try:
-            with without_gradient(model):
-                ours = decode(model, *few, self.settings.temperature, ends)
-        except Exception as error:
-            _log.info("sail: responses come from generate(); the decoding loop failed: %s", error)
-            return False
-        return say_the_same(theirs, ours)
 
-    def _generate(self, model: Any, batch: tuple[Tensor, Tensor, Tensor], ends: Ends) -> Spoken:
+    def _generate(self, model: Any, batch: Batch, ends: Ends) -> Spoken:
         """By `model.generate`, whatever the model is."""
         input_ids, attention_mask, numbers = batch
         sampler = RowSeededSampler(numbers, self.settings.temperature)
@@ -115,7 +98,9 @@ class TransformersGenerator(Generator):
             output = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                generation_config=neutral_config(self.settings, numbers.shape[1]),
+                generation_config=neutral_config(
+                    numbers.shape[1], ends.eos_ids.tolist(), self.settings.pad_id
+                ),
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([recorder]),
                 # Sharded weights are whole by now (training/whole.py): no process waits for another one's longest response.
@@ -140,6 +125,8 @@ class TransformersGenerator(Generator):
             torch.where(inside, one.cpu().double(), 0.0).sum(dim=1).tolist()
             for one in (spoken.log_probs, spoken.tempered_log_probs)
         )
+        if any(map(math.isnan, totals)):
+            raise SailError(NAN)
         ids = [
             tuple(row[:length]) for row, length in zip(spoken.tokens.tolist(), lengths.tolist(), strict=True)
         ]
@@ -182,13 +169,13 @@ def first_logits(model: Any) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def neutral_config(settings: SamplingSettings, tokens: int) -> GenerationConfig:
+def neutral_config(tokens: int, eos_ids: list[int], pad_id: int) -> GenerationConfig:
     """Greedy decoding, because the sampler leaves one token possible; nothing that changes scores."""
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=tokens,
-        eos_token_id=list(settings.eos_ids),
-        pad_token_id=settings.pad_id,
+        eos_token_id=eos_ids or None,
+        pad_token_id=pad_id,
         use_cache=True,
     )
 
@@ -203,19 +190,6 @@ def check_untouched(sampler: RowSeededSampler, raw: Tensor) -> None:
             "The model's generate() changes scores before sampling (a logits processor of its own, or a watermark), so sampled "
             "responses would not come from the policy being trained. Remove it from the model's generation settings."
         )
-
-
-def say_the_same(one: Spoken, other: Spoken) -> bool:
-    """Equal tokens up to the rows' ends, and log-probs that differ by rounding only."""
-    steps = min(one.tokens.shape[1], other.tokens.shape[1])
-    if not torch.equal(one.lengths, other.lengths):
-        return False
-    inside = torch.arange(steps, device=one.lengths.device) < torch.where(
-        one.lengths > 0, one.lengths, steps
-    ).unsqueeze(1)
-    a, b = (torch.where(inside, told.tokens[:, :steps], 0) for told in (one, other))
-    x, y = (torch.where(inside, told.log_probs[:, :steps], 0.0) for told in (one, other))
-    return torch.equal(a, b) and torch.allclose(x, y, rtol=0.0, atol=1e-3)
 
 
 def left_pad(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

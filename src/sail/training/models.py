@@ -86,7 +86,13 @@ def has_adapter(model: Any) -> bool:
 
 
 def attach_adapter(model: Any, peft_config: Any, *, has_reference: bool) -> Any:
-    """The model with a fresh LoRA adapter; disabled, it is the reference. ConfigError for a model that already has one."""
+    """The model with a fresh LoRA adapter; disabled, it is the reference. ConfigError for a model that already has one, and for
+    prompts that are learnt: they live outside the model that is sampled from."""
+    if getattr(peft_config or getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise ConfigError(
+            "Prompt and prefix tuning cannot be trained here: responses would be sampled without the learnt prompt. Take LoRA or "
+            "another adapter of the model's layers."
+        )
     if has_adapter(model):
         trainable = any(parameter.requires_grad for parameter in model.parameters())
         if has_reference and peft_config is None and trainable:
