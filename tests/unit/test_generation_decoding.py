@@ -258,11 +258,28 @@ def test_in_half_precision_and_with_an_adapter(how: str) -> None:
     assert sum(agreeing) >= (len(rows) if how == "lora" else len(rows) - 3)
 
 
+def rows_of_passes(batches: list[int]) -> list[int]:
+    """How many rows each pass after the trial's spoke for; the first reads each of the five different prompts once."""
+    begun = batches.index(5)
+    return [len(PROMPTS), *batches[begun + 1 :]]
+
+
+def test_a_prompt_of_several_rows_is_read_once(batches: list[int]) -> None:
+    model = make("Qwen3", PLAIN["Qwen3"], "sdpa")
+    one = generator(model)
+    one.sample(PROMPTS, KEYS)
+    batches.clear()
+    rows = one.sample(PROMPTS, KEYS)
+    assert batches[:2] == [5, 15]
+    alone = [one.sample([prompt], [key])[0] for prompt, key in zip(PROMPTS, KEYS, strict=True)]
+    assert same(rows, alone)
+
+
 def test_rows_that_have_ended_leave_the_batch(batches: list[int]) -> None:
     model = speaker(torch.float32)
     rows = generator(model, max_new_tokens=24).sample(PROMPTS, KEYS)
     assert same(rows, by_generate(model, max_new_tokens=24))
-    after = batches[batches.index(len(PROMPTS)) :]
+    after = rows_of_passes(batches)
     assert after == sorted(after, reverse=True)
     assert len(set(after)) > 2
     # Nobody is waited for: as many passes as the longest response has tokens.
@@ -283,7 +300,7 @@ def test_stop_strings_are_found_across_a_departure(batches: list[int]) -> None:
     model = speaker(torch.float32)
     options: dict[str, Any] = {"max_new_tokens": 24, "temperature": 1.0}
     free = generator(model, **options).sample(PROMPTS, KEYS)
-    passes = batches[batches.index(len(PROMPTS)) :]
+    passes = rows_of_passes(batches)
     departures = [step for step in range(1, len(passes)) if passes[step] < passes[step - 1]]
     longest = max(free, key=lambda row: len(row.ids))
     tokenizer = make_tokenizer()

@@ -82,6 +82,17 @@ def without_gradient(model: nn.Module) -> Iterator[None]:
                     setattr(module, name, buffer.clone())
 
 
+@dataclass(frozen=True)
+class Batch:
+    """N rows to be sampled. ids, mask: (U, P), the different prompts, left padded. which: (N,), the prompt of each row; where all
+    differ, 0 to N - 1. uniforms: (N, T); row i's t-th token is drawn with uniforms[i, t], made by `drawable`."""
+
+    ids: Tensor
+    mask: Tensor
+    which: Tensor
+    uniforms: Tensor
+
+
 @dataclass
 class Spoken:
     """What N rows said. tokens, log_probs, tempered_log_probs: (N, t), with anything behind a row's end. lengths: (N,), the end
@@ -149,26 +160,12 @@ class _Speaking:
         return speaking.nonzero().squeeze(1) if few else None
 
 
-def decode(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, uniforms: Tensor, temperature: float, ends: Ends
-) -> Spoken:
-    """Up to T tokens for each of N left-padded prompts.
-
-    input_ids, attention_mask: (N, P). uniforms: (N, T); row i's t-th token is drawn with uniforms[i, t].
-    """
-    (number, width), limit = input_ids.shape, uniforms.shape[1]
-    positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-    said = Spoken.empty(number, limit, input_ids.device)
-    active = _Speaking(
-        torch.arange(number, device=input_ids.device),
-        uniforms,
-        _as_attention_takes_it(model, torch.cat([attention_mask, attention_mask.new_ones(number, limit)], 1)),
-        positions[:, -1:],
-        said.lengths,
-        DynamicCache(config=model.config),
-    )
-    logits = _logits(model, active.cache, input_ids, attention_mask, positions)
-    look_every = _look_every(input_ids.device)
+def decode(model: Any, batch: Batch, temperature: float, ends: Ends) -> Spoken:
+    """Up to T tokens for each of the batch's N rows."""
+    (number, limit), width = batch.uniforms.shape, batch.ids.shape[1]
+    said = Spoken.empty(number, limit, batch.ids.device)
+    active, logits = _begin(model, batch, said)
+    look_every = _look_every(batch.ids.device)
     for step in range(limit):
         drawn = draw(logits, active.uniforms[:, step : step + 1], temperature)
         active.drawn.append(drawn)
@@ -182,15 +179,29 @@ def decode(
             active.write(said)
             active.keep(stay)
             token = token[stay]
-        logits = _logits(
-            model,
-            active.cache,
-            token.unsqueeze(1),
-            active.allowed[..., : width + step + 1],
-            active.last + (step + 1),
-        )
+        allowed = active.allowed[..., : width + step + 1]
+        logits = _logits(model, active.cache, token.unsqueeze(1), allowed, active.last + (step + 1))
     active.write(said)
     return said.up_to(step + 1)
+
+
+def _begin(model: Any, batch: Batch, said: Spoken) -> tuple[_Speaking, Tensor]:
+    """All rows behind their prompts, and the logits of their first tokens, (N, V). Each different prompt is read once."""
+    positions = (batch.mask.cumsum(dim=1) - 1).clamp(min=0)
+    cache = DynamicCache(config=model.config)
+    logits = _logits(model, cache, batch.ids, batch.mask, positions)
+    if len(batch.ids) < len(batch.which):
+        cache.batch_select_indices(batch.which)
+    allowed = torch.cat([batch.mask[batch.which], torch.ones_like(said.tokens)], dim=1)
+    active = _Speaking(
+        torch.arange(len(batch.which), device=batch.ids.device),
+        batch.uniforms,
+        _as_attention_takes_it(model, allowed),
+        positions[batch.which, -1:],
+        said.lengths,
+        cache,
+    )
+    return active, logits[batch.which]
 
 
 def _look_every(device: torch.device) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
@@ -20,21 +21,25 @@ class Drawn:
     tempered_log_prob: Tensor
 
 
+def drawable(numbers: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Numbers in [0, 1) as `draw` takes them, (N, T): far enough from 1 that rounding cannot take them behind the last token."""
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+    uniforms = torch.from_numpy(np.stack(numbers)).to(device, dtype)
+    return uniforms.clamp(max=1.0 - 2.0 * torch.finfo(dtype).eps)
+
+
 def draw(scores: Tensor, uniform: Tensor, temperature: float) -> Drawn:
     """Inverse-CDF sampling: each row draws the token whose stretch of the cumulated probabilities holds its own number, so the
-    global random state is never touched. scores: (N, V) raw logits; uniform: (N, 1) in [0, 1)."""
+    global random state is never touched. scores: (N, V) raw logits; uniform: (N, 1), by `drawable`."""
     log_probs = torch.log_softmax(scores, dim=-1)
     tempered = log_probs if temperature == 1.0 else torch.log_softmax(scores / temperature, dim=-1)
     cumulated = tempered.exp().cumsum(dim=-1, dtype=uniform.dtype)
-    total = cumulated[:, -1:].contiguous()
-    token = torch.searchsorted(cumulated, uniform * total, right=True)
-    # Rounding can push the number to the very end; the first position that reaches the total is the last possible token.
-    token = torch.minimum(token, torch.searchsorted(cumulated, total))
+    token = torch.searchsorted(cumulated, uniform * cumulated[:, -1:], right=True)
     # Where probabilities are NaN no position is found: some token, whose log-prob is NaN, and the caller says so.
     token = token.clamp(max=scores.shape[1] - 1)
-    return Drawn(
-        token.squeeze(1), log_probs.gather(1, token).squeeze(1), tempered.gather(1, token).squeeze(1)
-    )
+    log_prob = log_probs.gather(1, token).squeeze(1)
+    same = tempered is log_probs
+    return Drawn(token.squeeze(1), log_prob, log_prob if same else tempered.gather(1, token).squeeze(1))
 
 
 class RowSeededSampler(LogitsProcessor):

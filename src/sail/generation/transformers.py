@@ -14,10 +14,10 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from sail import seeds
 from sail.errors import SailError
 from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey
-from sail.generation.decoding import Spoken, decode, is_plain, without_gradient
+from sail.generation.decoding import Batch, Spoken, decode, is_plain, without_gradient
 from sail.generation.merging import adapter_merged
-from sail.generation.sampler import EndRecorder, Ends, RowSeededSampler, StopStrings
-from sail.generation.trial import Batch, loop_agrees, number_type
+from sail.generation.sampler import EndRecorder, Ends, RowSeededSampler, StopStrings, drawable
+from sail.generation.trial import loop_agrees
 
 NAN = "The model's logits are NaN, so nothing can be sampled. Look at the weights, or the learning rate."
 
@@ -69,10 +69,12 @@ class TransformersGenerator(Generator):
     ) -> list[Sampled]:
         settings = self.settings
         device = next(model.parameters()).device
-        numbers = torch.stack(
-            [torch.from_numpy(seeds.uniforms(settings.max_new_tokens, *key)) for key in keys]
-        ).to(device, number_type(device))
-        batch = (*left_pad(prompts, settings.pad_id, device), numbers)
+        numbers = [seeds.uniforms(settings.max_new_tokens, *key) for key in keys]
+        # Each different prompt once: `different` has them in the order in which they first come.
+        different = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        which = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=device)
+        ids, mask = left_pad(list(different), settings.pad_id, device)
+        batch = Batch(ids, mask, which, drawable(numbers, device))
         stops = StopStrings(self.tokenizer, settings.stop_strings) if settings.stop_strings else None
         ends = Ends(settings.eos_ids, stops, device)
         if self._plain is None:
@@ -80,7 +82,7 @@ class TransformersGenerator(Generator):
         if not self._plain:
             return self._collect(self._generate(model, batch, ends))
         with without_gradient(model):
-            spoken = decode(model, *batch, settings.temperature, ends)
+            spoken = decode(model, batch, settings.temperature, ends)
         return self._collect(spoken)
 
     def _agrees(self, model: Any) -> bool:
@@ -91,15 +93,15 @@ class TransformersGenerator(Generator):
 
     def _generate(self, model: Any, batch: Batch, ends: Ends) -> Spoken:
         """By `model.generate`, whatever the model is."""
-        input_ids, attention_mask, numbers = batch
-        sampler = RowSeededSampler(numbers, self.settings.temperature)
+        input_ids, attention_mask = batch.ids[batch.which], batch.mask[batch.which]
+        sampler = RowSeededSampler(batch.uniforms, self.settings.temperature)
         recorder = EndRecorder(len(input_ids), ends, input_ids.device)
         with first_logits(model) as raw:
             output = model.generate(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 generation_config=neutral_config(
-                    numbers.shape[1], ends.eos_ids.tolist(), self.settings.pad_id
+                    batch.uniforms.shape[1], ends.eos_ids.tolist(), self.settings.pad_id
                 ),
                 logits_processor=LogitsProcessorList([sampler]),
                 stopping_criteria=StoppingCriteriaList([recorder]),

@@ -1,6 +1,7 @@
 """The trial that decides whether a model is sampled from by the decoding loop: what the loop says must be what `generate` says.
 
-It is the same for every batch, process and resume: three made-up prompts of unequal length, and one row that leaves on the way.
+It is the same for every batch, process and resume: three made-up prompts of unequal length, one of them for two rows, and a row
+that leaves on the way.
 """
 
 from __future__ import annotations
@@ -14,18 +15,17 @@ from torch import Tensor
 
 from sail import seeds
 from sail.errors import SailError
-from sail.generation.decoding import Spoken, decode, without_gradient
-from sail.generation.sampler import Ends
+from sail.generation.decoding import Batch, Spoken, decode, without_gradient
+from sail.generation.sampler import Ends, drawable
 
 LENGTHS = (5, 3, 2)
 """Tokens of the prompts: two of them are padded."""
+WHICH = (0, 1, 1, 2)
+"""The prompt of each row."""
 TOKENS = 12
 """Drawn for each row, so many that a row that leaves at a device's first look is missed by some."""
 LEAVES_AT = 2
 """The token that the first row is told to end with."""
-
-Batch = tuple[Tensor, Tensor, Tensor]
-"""input_ids and attention_mask, (N, P); uniforms, (N, T)."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def loop_agrees(model: Any, generate: Callable[[Batch], Spoken], temperature: fl
     try:
         theirs = generate(batch)
         with without_gradient(model):
-            ours = decode(model, *batch, temperature, OneLeaves(batch[0].device))
+            ours = decode(model, batch, temperature, OneLeaves(batch.ids.device))
     except (torch.OutOfMemoryError, SailError):
         raise
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError) as error:
@@ -78,16 +78,12 @@ def trial_batch(model: Any) -> Batch | None:
     if tokens <= LEAVES_AT + 1:
         return None
     device = next(model.parameters()).device
-    rows, width = len(LENGTHS), max(LENGTHS)
-    ids = ((7 * torch.arange(rows * width) + 3) % config.vocab_size).reshape(rows, width)
+    count, width = len(LENGTHS), max(LENGTHS)
+    ids = ((7 * torch.arange(count * width) + 3) % config.vocab_size).reshape(count, width)
     mask = (torch.arange(width) >= width - torch.tensor(LENGTHS)[:, None]).long()
-    numbers = torch.stack([torch.from_numpy(seeds.uniforms(tokens, "trial", row)) for row in range(rows)])
-    return ids.to(device), mask.to(device), numbers.to(device, number_type(device))
-
-
-def number_type(device: torch.device) -> torch.dtype:
-    """Of the numbers that tokens are drawn with; Apple's GPUs have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    numbers = [seeds.uniforms(tokens, "trial", row) for row in range(len(WHICH))]
+    which = torch.tensor(WHICH, device=device)
+    return Batch(ids.to(device), mask.to(device), which, drawable(numbers, device))
 
 
 def say_the_same(ours: Spoken, theirs: Spoken) -> bool:
