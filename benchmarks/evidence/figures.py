@@ -63,38 +63,29 @@ def _frontiers(plt: Any, found: Any, path: Path) -> None:
 def _labels(plt: Any, told: dict[str, Any], path: Path) -> None:
     """Share of online DPO's reward over share of its oracle calls; numbers are named beside the plot."""
     asked = [
-        (key.split("/", 1)[1], entry["against_online"])
+        (key.split("/", 1)[1] + ", fresh seeds" * key.startswith("confirm/"), entry["against_online"])
         for key, entry in told.items()
         if entry.get("against_online") and entry["against_online"]["calls"]["mean"] <= 0.5
     ]
     asked.sort(key=lambda one: -one[1]["share"]["over_seeds"]["mean"])
-    figure, (axis, names) = plt.subplots(1, 2, figsize=(10, 4.8), width_ratios=(3, 2), layout="constrained")
+    sure = [one for one in asked if one[1]["share"]["over_seeds"]["n"] > 2]
+    figure, (axis, names) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(3, 2), layout="constrained")
     axis.axhline(0.95, color="#bbbbbb", lw=1, ls="--")
     axis.axvline(0.4, color="#bbbbbb", lw=1, ls="--")
-    for number, (name, against) in enumerate(asked, 1):
-        share, nearer = against["share"]["over_seeds"], against["kl"]["over_seeds"]["mean"] <= 0
-        x, y, colour = against["calls"]["mean"], share["mean"], "#009e73" if nearer else "#d55e00"
-        if share["n"] > 2:
-            axis.plot([x, x], [share["low"], share["high"]], color=colour, lw=1, alpha=0.5)
-        axis.plot(x, y, "o", color=colour, ms=7, markerfacecolor=colour if share["n"] > 2 else "white")
-        side = 1 if number % 2 else -1
-        axis.annotate(
-            str(number),
-            (x, y),
-            xytext=(side * 9, 0),
-            textcoords="offset points",
-            fontsize=9,
-            ha="center",
-            va="center",
+    for _, against in asked:
+        share, colour = against["share"]["over_seeds"], _of_kl(against)
+        axis.plot(
+            against["calls"]["mean"], share["mean"], "o", color=colour, ms=4, mfc="white", alpha=0.6, zorder=1
         )
-        names.text(
-            0,
-            1 - number / (len(asked) + 1),
-            f"{number}  {name}  (n = {share['n']})",
-            fontsize=9,
-            va="center",
-            color=colour,
-        )
+    for number, (name, against) in enumerate(sure, 1):
+        share, x, colour = against["share"]["over_seeds"], against["calls"]["mean"], _of_kl(against)
+        axis.plot([x, x], [share["low"], share["high"]], color=colour, lw=1, alpha=0.5)
+        axis.plot(x, share["mean"], "o", color=colour, ms=7)
+        beside = {"xytext": ((1 if number % 2 else -1) * 9, 0), "textcoords": "offset points"}
+        axis.annotate(str(number), (x, share["mean"]), fontsize=9, ha="center", va="center", **beside)
+        line = 1 - number / (len(sure) + 2)
+        names.text(0, line, f"{number}  {name}  (n = {share['n']})", fontsize=9, va="center", color=colour)
+    names.text(0, 0, "green: no more KL than online DPO; hollow: one or two seeds", fontsize=9)
     names.axis("off")
     axis.set_xlabel("oracle calls, share of online DPO's")
     axis.set_ylabel("gold reward, share of online DPO's")
@@ -127,6 +118,10 @@ def _gaps(plt: Any, told: dict[str, Any], path: Path) -> None:
     _plain(axis)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
+
+
+def _of_kl(against: dict[str, Any]) -> str:
+    return "#009e73" if against["kl"]["over_seeds"]["mean"] <= 0 else "#d55e00"
 
 
 def _plain(axis: Any) -> None:
