@@ -16,6 +16,8 @@ def tables(found: Entry) -> dict[str, str]:
     made["penalised"] = _against(told, ("methods", "cures"), "minus_penalised", "penalised DPO")
     for part in ("cures", "terms", "others", "rates", "noise"):
         names = [key.split("/", 1)[1] for key in told if key.startswith(f"{part}/")]
+        if part in ("rates", "noise"):
+            names.sort(key=lambda name: (float(name.split()[-1]), ORDER.index(name.split()[0])))
         made[part] = _against_dpo(told, part, names)
     made["cost"] = (
         f"{found['runs']} runs, {found['core_hours_of_training']:.1f} core-hours of training on one thread "
