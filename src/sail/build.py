@@ -51,7 +51,7 @@ from sail.results import (
 from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
 from sail.training.models import load
-from sail.training.progress import StopOnSignal
+from sail.training.progress import StopOnSignal, train_or_stop
 from sail.training.whole import settle
 
 # One bar for the run is enough: the bars of loading and writing weights would interrupt it.
@@ -261,11 +261,7 @@ def run_training(
     # Nobody opens a file that the main process is about to remove.
     trainer.accelerator.wait_for_everyone()
     start_model = weights_fingerprint(trainer.model)  # a checkpoint is only loaded by train
-    trainer.train(resume_from_checkpoint=True if resume else None)
-    if any(
-        isinstance(callback, StopOnSignal) and callback.caught
-        for callback in trainer.callback_handler.callbacks
-    ):
+    if train_or_stop(trainer, resume):
         _say(
             f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume"
         )

@@ -37,9 +37,9 @@ from sail.reward_training import (
     load_start,
     make_reward_trainer,
     save_reward_model,
-    stopped,
 )
 from sail.training.checkpoints import STATE_FILE, checkpoints, step_of
+from sail.training.progress import train_or_stop
 
 BEGUN = "reward_run.json"
 """What the run was begun with; it also marks a folder as one that sail train-reward made, and may replace."""
@@ -77,8 +77,7 @@ def run_train_reward(config: RunConfig, *, resume: bool, overwrite: bool, config
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / BEGUN, begun)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stopped(trainer):
+    if train_or_stop(trainer, str(checkpoint) if checkpoint else None):
         print(
             f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train-reward {config_path} --resume"
         )

@@ -185,14 +185,6 @@ def save_reward_model(trainer: Any, folder: Path) -> None:
     trainer.processing_class.save_pretrained(folder)
 
 
-def stopped(trainer: Any) -> bool:
-    """Whether Ctrl-C or SIGTERM ended the training."""
-    return any(
-        isinstance(callback, StopOnSignal) and callback.caught
-        for callback in trainer.callback_handler.callbacks
-    )
-
-
 def _columns(rows: RewardPairs) -> list[dict[str, list[int]]]:
     made = []
     for chosen, rejected in rows.pairs:

@@ -218,8 +218,11 @@ def test_the_run_folder_is_whole(tuning: str, request: pytest.FixtureRequest) ->
     files |= {"audit.json", "reference_answers.jsonl"}
     files |= {"adapter"} if tuning == "lora" else set()
     assert {path.name for path in folder.iterdir()} == files
+    # What was chosen is printed, everything is saved.
     resolved = (folder / "config.resolved.yaml").read_text(encoding="utf-8")
-    assert resolved in said
+    chosen = said.split("default; ")[1].split("\n\n")[0].splitlines()[1:]
+    assert "  preset: sail-dpr" in chosen
+    assert set(chosen[: chosen.index("  preset: sail-dpr")]) <= set(resolved.splitlines())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(2, STEPS + 1, 2))
     with gzip.open(folder / "pairs.jsonl.gz", "rt", encoding="utf-8") as stream:

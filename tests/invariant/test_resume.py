@@ -23,7 +23,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from sail.oracles import RewardFunction
 from sail.training.checkpoints import STATE_FILE, latest_checkpoint
-from sail.training.progress import StopOnSignal
+from sail.training.progress import StopOnSignal, train_or_stop
 from sail.training.recorder import METRICS, PAIRS
 
 PRESETS = ("sail-ddp", "sail-dpp", "sail-dpr", "sail-mix")
@@ -292,6 +292,14 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, monkeypatch: pytest.Monke
     stop.release()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert latest_checkpoint(tmp_path)[0] == tmp_path / "checkpoint-2"
+
+
+def test_an_error_gives_the_signals_back(tmp_path: Path) -> None:
+    """Else Ctrl-C of whoever goes on in this process would ask a run that is over to stop."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted):
+        train_or_stop(trainer(tmp_path, StopOnSignal(), Interrupt(2)), resume=False)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_patience_of_a_callback_survives(tmp_path: Path) -> None:

@@ -127,6 +127,18 @@ class StopOnSignal(TrainerCallback):
         self._before = {}
 
 
+def train_or_stop(trainer: Any, resume: bool | str | None) -> bool:
+    """Train, from the checkpoint `resume` or, for True, the newest; whether Ctrl-C or SIGTERM ended it. However it ends, an error
+    included, the signals are given back."""
+    stops = [one for one in trainer.callback_handler.callbacks if isinstance(one, StopOnSignal)]
+    try:
+        trainer.train(resume_from_checkpoint=resume or None)
+    finally:
+        for one in stops:
+            one.release()
+    return any(one.caught for one in stops)
+
+
 def at_epoch_end(state: Any) -> bool:
     """Whether the step just done is the last of its epoch."""
     return float(state.epoch).is_integer()
