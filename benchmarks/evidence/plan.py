@@ -121,6 +121,8 @@ CURES: dict[str, Options] = {
     "dpo kl_ref .01": {"preset": "dpo", **KL_REF},
     "dpp nll .01": {"preset": "sail-dpp", "nll": 0.01},
     "dpo nll .01": {"preset": "dpo", "nll": 0.01},
+    "ddp kl_ref .01": {"preset": "sail-ddp", **KL_REF},
+    "dpp kl_ref .01": {"preset": "sail-dpp", **KL_REF},
 }
 """What made a run without an oracle better than plain DPO; with DPO under the same penalties. All seeds."""
 
@@ -133,8 +135,6 @@ THRICE: dict[str, Options] = {
 """What looked like a cure for dpp or ddp on seed 0 or 1 and was run on a third."""
 
 TWICE: dict[str, Options] = {
-    "ddp kl_ref .01": {"preset": "sail-ddp", **KL_REF},
-    "dpp kl_ref .01": {"preset": "sail-dpp", **KL_REF},
     "dpp kl .05": {"preset": "sail-dpp", "kl_policy_ref": 0.05},
     "dpp c .05": routes(data=0.7, dpp=(0.3, 0.05)),
     "ddp confidence .6": {"preset": "sail-ddp", "min_confidence": 0.6},
