@@ -154,12 +154,16 @@ TERMS: dict[str, Options] = {
     "dpr alone c 0": routes(dpr=(1.0, 0.0)),
     "dpr alone c .3": routes(dpr=(1.0, 0.3)),
     "dpr alone c 1": routes(dpr=(1.0, 1.0)),
+}
+"""Corrections, baselines and labels."""
+
+GRID: dict[str, Options] = {
     "dpr alone c 1, no baseline": {**routes(dpr=(1.0, 1.0)), "baseline": "none"},
     "dpp sampled label": {"preset": "sail-dpp", "policy_label": "sampled"},
     "dpr weight .1": routes(data=0.9, dpr=(0.1, 0.3)),
     "dpr weight .6": routes(data=0.4, dpr=(0.6, 0.3)),
 }
-"""Corrections, baselines and labels; weights of dpr."""
+"""The same, once; weights of dpr."""
 
 OTHERS: dict[str, Options] = {
     "ipo": {"preset": "ipo"},
@@ -191,17 +195,14 @@ def plan() -> Iterator[Run]:
     yield from _runs("labels", ONCE, (0,))
     yield from _runs("cures", CURES, (0, 1, 2, 3, 4))
     yield from _runs("cures", THRICE, (0, 1, 2))
-    yield from _runs("cures", TWICE, (0,))
+    yield from _runs("cures", TWICE, (0, 1))
     for rate in (1e-4, 4e-4):
         five = {f"{name} {rate:g}": {"preset": name, "learning_rate": rate} for name in METHODS[:5]}
         yield from _runs("rates", five, (0,))
-    yield from _runs("terms", TERMS, (0,))
+    yield from _runs("terms", TERMS, (0, 1))
+    yield from _runs("terms", GRID, (0,))
     yield from _runs("others", OTHERS, (0,))
     yield from noises(0)
-    yield from _runs("cures", TWICE, (1,))
-    yield from _runs("terms", TERMS, (1,))
-    yield from noises(1)
-    yield from _runs("others", OTHERS, (1,))
 
 
 def noises(seed: int) -> Iterator[Run]:

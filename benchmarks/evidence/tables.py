@@ -21,7 +21,7 @@ def tables(found: Entry) -> dict[str, str]:
         made[part] = _against_dpo(told, part, names)
     made["cost"] = (
         f"{found['runs']} runs, {found['core_hours_of_training']:.1f} core-hours of training on one thread "
-        "(measuring the checkpoints not counted)."
+        "(measuring the checkpoints and making the starting models, about a seventh more, not counted)."
     )
     return made
 
