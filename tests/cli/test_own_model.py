@@ -215,13 +215,10 @@ def test_the_run_folder_is_whole(tuning: str, request: pytest.FixtureRequest) ->
     folder, said = request.getfixturevalue(tuning)
     files = {"config.resolved.yaml", "metrics.jsonl", "pairs.jsonl.gz", "results.json"}
     files |= {"report.html", "report.json", "model", "checkpoint-35", f"checkpoint-{STEPS}"}
-    files |= {"audit.json", "reference_answers.jsonl"}
-    files |= {"adapter"} if tuning == "lora" else set()
+    files |= {"audit.json", "reference_answers.jsonl", *(["adapter"] if tuning == "lora" else [])}
     assert {path.name for path in folder.iterdir()} == files
-    # What was chosen is printed, everything is saved.
     resolved = (folder / "config.resolved.yaml").read_text(encoding="utf-8")
     chosen = said.split("default; ")[1].split("\n\n")[0].splitlines()[1:]
-    assert "  preset: sail-dpr" in chosen
     assert set(chosen[: chosen.index("  preset: sail-dpr")]) <= set(resolved.splitlines())
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(2, STEPS + 1, 2))
