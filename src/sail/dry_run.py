@@ -241,7 +241,7 @@ def _needs(config: RunConfig, arguments: SAILConfig, mixture: Mixture) -> list[s
         "zero3": "with ZeRO-3",
         "fsdp": "with FSDP",
     }
-    each = ", ".join(f"{_gib(over(whole_run, way, MANY).total)} {words}" for way, words in ways.items())
+    each = ", ".join(f"{_gib(over(whole_run, way, MANY).total)} {how}" for way, how in ways.items())
     return [
         f"trainable parameters: {trained:,} of {every:,}",
         f"memory per device, an estimate, computing in {words}:",

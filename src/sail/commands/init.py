@@ -67,7 +67,7 @@ def init_yaml(
         "sft": _all_of(SFTSection, {"model": "org/base-model"}),
         "reward": _all_of(RewardSection),
         "eval_oracle": _section(
-            KINDS["function"], {**_oracle_values("function", "gold.py:reward")}, shown=("kind", "path")
+            KINDS["function"], _oracle_values("function", "gold.py:reward"), shown=("kind", "path")
         ),
         "eval": _all_of(EvalSection),
         "merge": _all_of(MergeSection),
