@@ -265,7 +265,7 @@ class SAILTrainer(Trainer):
             return [], 0
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         rounds, now, last = self.maker.rounds, self.state.global_step, self.state.max_steps
-        rows = [batch["rows"] for batch in batches]
+        rows = [batch["rows"].rows for batch in batches]
         with self.whole:
             if rounds is not None:
                 rounds.begin(now, last)
@@ -327,10 +327,11 @@ class SAILTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Held-out pairs as the data route: loss, margin and whether the row has a pair, (B, 3)."""
-        numbers = torch.zeros(len(inputs["rows"]), 3)
-        places = [place for place, row in enumerate(inputs["rows"]) if row["chosen_ids"] is not None]
+        rows = inputs["rows"].rows
+        numbers = torch.zeros(len(rows), 3)
+        places = [place for place, row in enumerate(rows) if row["chosen_ids"] is not None]
         if places:
-            result = self._score_pairs(model, [inputs["rows"][place] for place in places])
+            result = self._score_pairs(model, [rows[place] for place in places])
             table = torch.stack([result.pair_loss, result.margin, torch.ones_like(result.margin)], dim=1)
             numbers[places] = table.float().cpu()
         numbers = numbers.to(self.args.device)

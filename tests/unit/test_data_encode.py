@@ -130,4 +130,16 @@ class TestRows:
         data = encode([pair(), Row(ASK, "It is blue.", "It is green.", "x")], chat_tokenizer())
         batches = list(DataLoader(data, batch_size=2, collate_fn=RowCollator()))
         assert batches[0]["index"].tolist() == [0, 1]
-        assert batches[0]["rows"] == [data[0], data[1]]
+        assert batches[0]["rows"].rows == [data[0], data[1]]
+
+    def test_nobody_looks_for_tensors_in_token_ids(self):
+        import torch
+        from accelerate.utils import send_to_device
+
+        from sail.data.collate import RowCollator
+
+        data = encode([pair()], chat_tokenizer())
+        batch = RowCollator()([data[0]])
+        moved = send_to_device(batch, torch.device("meta"))
+        assert moved["index"].is_meta
+        assert moved["rows"] is batch["rows"]

@@ -82,7 +82,7 @@ def test_planned_rows_are_the_loaders(tmp_path: Path, drop_last: bool, strategy:
     expected = []
     for epoch in range(2):
         loader.set_epoch(epoch)
-        batches = [[row["index"] for row in batch["rows"]] for batch in loader]
+        batches = [[row["index"] for row in batch["rows"].rows] for batch in loader]
         expected += [list(chain(*batches[start : start + 2])) for start in range(0, len(batches), 2)]
     per_pass = 6 if drop_last else 7
     assert steps_per_pass(loader, 2) == per_pass

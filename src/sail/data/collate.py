@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +12,22 @@ from torch import Tensor
 from sail.data.encode import EncodedRow
 
 
+@dataclass(frozen=True)
+class Unsearched:
+    """B rows, and neither a list nor a sequence: in those accelerate and the loader look for tensors, token id by token id."""
+
+    rows: list[EncodedRow]
+
+
 class RowCollator:
     """A micro-batch of whole rows. Nothing is padded: the routes decide which responses a row will have."""
 
     def __call__(self, rows: list[EncodedRow]) -> dict[str, Any]:
-        """{"index": (B,) long, the rows' positions in the dataset; "rows": the B rows as they are}."""
-        return {"index": torch.tensor([row["index"] for row in rows], dtype=torch.long), "rows": rows}
+        """{"index": (B,) long, the rows' positions in the dataset; "rows": the B rows as they are, Unsearched}."""
+        return {
+            "index": torch.tensor([row["index"] for row in rows], dtype=torch.long),
+            "rows": Unsearched(rows),
+        }
 
 
 def pad_pairs(sequences: Sequence[tuple[list[int], list[int]]], pad_id: int) -> dict[str, Tensor]:
