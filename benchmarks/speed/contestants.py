@@ -79,15 +79,30 @@ class Contestant:
 @dataclass
 class Count:
     """Tokens so far: policy (forward and backward), reference (forward), generated. Padding included in the first two, because
-    it is computed too."""
+    it is computed too. asked: tokens of the sequences that ours was to score, padded, each with its own prompt."""
 
     tokens: dict[str, int] = field(default_factory=lambda: {"policy": 0, "reference": 0, "generated": 0})
     generating: bool = False
+    asked: dict[str, int] = field(default_factory=lambda: {"policy": 0, "reference": 0, "generated": 0})
 
     def watch(self, *watched: Any) -> None:
         """Count what these models are given from now on."""
         for model in watched:
             model.register_forward_pre_hook(self._seen, with_kwargs=True)
+
+    def watch_scores(self, trainer: Any) -> None:
+        """Count what our trainer is to score: its models read a pair's prompt once."""
+        losses, reference = trainer.row_losses, trainer.reference.forward
+
+        def counted(model: Any, batch: dict[str, Any]) -> Any:
+            self.asked["policy"] += batch["input_ids"].numel()
+            return losses(model, batch)
+
+        def counted_there(batch: dict[str, Any], device: Any) -> Any:
+            self.asked["reference"] += batch["input_ids"].numel()
+            return reference(batch, device)
+
+        trainer.row_losses, trainer.reference.forward = counted, counted_there
 
     def watch_generate(self, model: Any) -> None:
         """Count what this model generates: new positions up to each row's EOS."""
@@ -166,6 +181,7 @@ def build(
     count = Count()
     if made is None:
         trainer.maker.generator = Counting(trainer.generator, count)
+        count.watch_scores(trainer)
         frozen = trainer.reference.frozen
     else:
         frozen = trainer.ref_model

@@ -91,10 +91,10 @@ def timed(made: dict[str, Contestant], settings: Settings) -> dict[str, list[flo
 
 
 def refuse_unequal_work(made: dict[str, Contestant]) -> None:
-    """data must compute what TRL computes, token for token; else there is nothing to compare."""
-    if TRL in made and made[TRL].count.tokens != made["data"].count.tokens:
+    """data must score what TRL scores, token for token, however often it reads the prompts."""
+    if TRL in made and made[TRL].count.tokens != made["data"].count.asked:
         raise RuntimeError(
-            f"Not the same work: TRL computed {made[TRL].count.tokens}, data {made['data'].count.tokens}."
+            f"Not the same work: TRL scored {made[TRL].count.tokens}, data {made['data'].count.asked}."
         )
 
 

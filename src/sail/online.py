@@ -11,7 +11,7 @@ import torch
 from sail import seeds
 from sail.data.collate import pad_pairs
 from sail.errors import OracleError
-from sail.generation import Generator, response_positions
+from sail.generation import Generator, prompt_columns, response_positions
 from sail.mixture import Mixture, Share
 from sail.objective import orient as orient_label
 from sail.oracles import Oracle, ask
@@ -231,7 +231,9 @@ def collate(examples: Sequence[Example], pad_id: int) -> dict[str, Any]:
     batch: dict[str, Any] = dict(pad_pairs(sequences, pad_id))
     batch["positions"] = response_positions(batch["response_mask"])
     batch["start"] = min(len(prompt) for prompt, _ in sequences)
-    batch["lengths"] = torch.tensor([len(response) for _, response in sequences])
+    lengths = [len(response) for _, response in sequences]
+    batch["lengths"] = torch.tensor(lengths)
+    batch |= prompt_columns([example.row["prompt_ids"] for example in examples], lengths)
     batch["label"] = label_column(examples)
     batch["self_label"] = torch.tensor([example.share.route.label == "policy" for example in examples])
     batch["uniform"] = torch.tensor([example.uniform for example in examples], dtype=torch.float64)

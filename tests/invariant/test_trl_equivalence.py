@@ -1,7 +1,8 @@
 """The data route alone is trl.DPOTrainer: same tokens, same loss of every step, same weights after 20 steps.
 
 Both trainers get the same rows, seed, optimiser, schedule and clipping through their public arguments; what enters the
-policy's forward pass is recorded and compared token by token, so equal losses cannot come from different batches.
+policy's forward pass (with us: what is scored, whose prompts are then read once a pair) is recorded and compared token by token,
+so equal losses cannot come from different batches.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from tiny import largest_difference, make_model, make_pairs, make_tokenizer, make_trainer, weights_of
 from trl import DPOConfig, DPOTrainer
+
+from sail.training import forward
 
 # PEFT and TRL use names that transformers has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -42,7 +45,7 @@ QUIET: dict[str, Any] = {
 
 
 class Watch:
-    """Records what the policy's forward passes with gradient were given."""
+    """Records what the policy's forward passes with gradient were given, or with us what was to be scored."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -51,6 +54,19 @@ class Watch:
     def _record(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
             self.seen.append((kwargs["input_ids"].clone(), kwargs["attention_mask"].clone()))
+
+
+def watch_scored(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The same of our trainer's batches."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    real = forward.response_scores
+
+    def scores(model: Any, batch: dict[str, Any], *others: Any) -> Any:
+        seen.append((batch["input_ids"].clone(), batch["attention_mask"].clone()))
+        return real(model, batch, *others)
+
+    monkeypatch.setattr(forward, "response_scores", scores)
+    return seen
 
 
 def pairs_for_both() -> list[dict[str, str]]:
@@ -81,7 +97,7 @@ def trl_trainer(folder: Any, model: Any, loss_type: str, adapter: LoraConfig | N
 
 
 def run_both(
-    folder: Any, preset: str, loss_type: str, *, adapter: bool, **ours: Any
+    monkeypatch: pytest.MonkeyPatch, folder: Any, preset: str, loss_type: str, *, adapter: bool, **ours: Any
 ) -> tuple[Any, Any, list[Any], list[Any]]:
     """Train both from the same weights; the trainers, and what each policy was given."""
     mine = make_trainer(
@@ -97,10 +113,10 @@ def run_both(
     theirs = trl_trainer(folder / "trl", make_model(scale=0.1), loss_type, lora() if adapter else None)
     # The adapters start at random: give both the same start.
     theirs.model.load_state_dict(copy.deepcopy(mine.model.state_dict()))
-    watches = [Watch(mine.model), Watch(theirs.model)]
+    seen, watch = watch_scored(monkeypatch), Watch(theirs.model)
     mine.train()
     theirs.train()
-    return mine, theirs, watches[0].seen, watches[1].seen
+    return mine, theirs, seen, watch.seen
 
 
 def logged(trainer: Any, name: str) -> torch.Tensor:
@@ -138,16 +154,19 @@ def compare(mine: Any, theirs: Any, seen: list[Any], seen_there: list[Any], tole
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize(("preset", "loss_type"), [("dpo", "sigmoid"), ("ipo", "ipo"), ("slic", "hinge")])
-def test_data_route_is_dpo_trainer(tmp_path: Any, preset: str, loss_type: str, adapter: bool) -> None:
+def test_data_route_is_dpo_trainer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any, preset: str, loss_type: str, adapter: bool
+) -> None:
     """Measured in float32 over 20 steps: losses differ by at most 1e-6, weights by 2.4e-7."""
-    both = run_both(tmp_path, preset, loss_type, adapter=adapter)
+    both = run_both(monkeypatch, tmp_path, preset, loss_type, adapter=adapter)
     compare(*both, tolerance=1e-5)
     if loss_type == "hinge" and not adapter:
         assert logged(both[0], "pair/margin").max() > 1.0, "the flat part of the hinge was never reached"
 
 
-def test_precomputed_reference_is_dpo_trainer(tmp_path: Any) -> None:
+def test_precomputed_reference_is_dpo_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     """The reference's log-probs computed once, before training, are those of a forward in every step."""
     compare(
-        *run_both(tmp_path, "dpo", "sigmoid", adapter=False, precompute_ref_log_probs=True), tolerance=1e-5
+        *run_both(monkeypatch, tmp_path, "dpo", "sigmoid", adapter=False, precompute_ref_log_probs=True),
+        tolerance=1e-5,
     )

@@ -1,4 +1,4 @@
-"""The work of a step, counted: what each route costs over plain DPO, in forward and backward passes, rows and tokens.
+"""The work of a step, counted: what each route costs over plain DPO, in forward and backward passes, responses and tokens.
 
 data          per micro-batch one forward and backward of the policy, one forward of the reference
 ddp           the same
@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig
-from tiny import make_model, make_pairs, make_trainer, reward
+from tiny import PAD, make_model, make_pairs, make_trainer, reward
 from transformers import TrainerCallback
 
+from sail.generation.joined import pays
+from sail.online import collate
 from sail.training.step import Step
 
 # PEFT and TRL use names that transformers has deprecated.
@@ -30,7 +32,8 @@ MAX_NEW = 8
 
 @dataclass
 class Work:
-    """What the models did in one optimiser step. Rows and tokens (padding excluded) are summed over forward passes."""
+    """What the models did in one optimiser step. Rows (one a response) and tokens are summed over forward passes; padding is
+    counted where pairs are joined, whose prompt is read once."""
 
     train_forwards: int = 0
     train_rows: int = 0
@@ -89,8 +92,9 @@ class Meter(TrainerCallback):
             self._decode_forward(module, args, kwargs, output)
         elif torch.is_grad_enabled():
             self.now.train_forwards += 1
-            self.now.train_rows += len(kwargs["input_ids"])
-            self.now.train_tokens += int(kwargs["attention_mask"].sum())
+            rows, tokens = read(kwargs)
+            self.now.train_rows += rows
+            self.now.train_tokens += tokens
             output.logits.register_hook(self._backward)
         elif hasattr(module, "get_base_model"):
             self._reference_forward(module, args, kwargs, output)
@@ -102,8 +106,9 @@ class Meter(TrainerCallback):
 
     def _reference_forward(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         self.now.reference_forwards += 1
-        self.now.reference_rows += len(kwargs["input_ids"])
-        self.now.reference_tokens += int(kwargs["attention_mask"].sum())
+        rows, tokens = read(kwargs)
+        self.now.reference_rows += rows
+        self.now.reference_tokens += tokens
 
     def _decode_forward(self, module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         if self.generating:
@@ -128,6 +133,14 @@ class Meter(TrainerCallback):
             return self.made[-1]
 
         return kept
+
+
+def read(inputs: dict[str, Any]) -> tuple[int, int]:
+    """Responses and tokens of a forward. Joined pairs come with a mask for each token."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if mask.ndim == 2:
+        return len(ids), int(mask.sum())
+    return 2 * len(ids), ids.numel()
 
 
 def measure(folder: Path, routes: dict[str, Any], *, adapter: bool = False, **options: Any) -> Meter:
@@ -161,9 +174,15 @@ def expected(step: Step, *, remembered: bool = False) -> Work:
     referenced = online if remembered else step.examples
 
     def tokens(examples: Any) -> int:
-        return sum(len(one.row["prompt_ids"]) + len(each.ids) for one in examples for each in one.responses)
+        if not examples:
+            return 0
+        batch = collate(examples, PAD)
+        if pays(make_model(), batch):
+            return len(examples) * int(batch["joined_length"])
+        return int(batch["attention_mask"].sum())
 
     micro = [batch["examples"] for batch in step.batches]
+    scored = [[one for one in part if one in referenced] for part in micro]
     forwards = sum(any(not remembered or one in online for one in part) for part in micro)
     # A decode step is made for all rows until the last one ends; the first reads the (left padded) prompts.
     longest = max((len(each.ids) for one in online for each in one.responses), default=0)
@@ -176,12 +195,12 @@ def expected(step: Step, *, remembered: bool = False) -> Work:
     return Work(
         train_forwards=MICRO,
         train_rows=2 * len(step.examples),
-        train_tokens=tokens(step.examples),
+        train_tokens=sum(map(tokens, micro)),
         backwards=MICRO,
         other_policy_forwards=0,
         reference_forwards=forwards,
         reference_rows=2 * len(referenced),
-        reference_tokens=tokens(referenced),
+        reference_tokens=sum(map(tokens, scored)),
         generate_calls=1 if online else 0,
         generate_rows=2 * len(online),
         decode_forwards=longest,

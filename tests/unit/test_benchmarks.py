@@ -192,7 +192,7 @@ def test_unequal_work_is_not_compared() -> None:
     """Were one of the two given shorter texts, the benchmark would say so instead of printing a ratio."""
     made = {name: SimpleNamespace(count=contestants.Count()) for name in ("trl", "data")}
     speed.refuse_unequal_work(made)
-    made["data"].count.tokens["policy"] = 7
+    made["data"].count.asked["policy"] = 7
     with pytest.raises(RuntimeError, match="Not the same work"):
         speed.refuse_unequal_work(made)
 

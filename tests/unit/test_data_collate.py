@@ -14,7 +14,7 @@ def test_rows_stay_whole():
     batch = RowCollator()(rows)
     assert batch["index"].tolist() == [7, 3]
     assert batch["index"].dtype == torch.long
-    assert batch["rows"] is rows
+    assert batch["rows"].rows is rows
 
 
 def test_pad_pairs_by_hand():

@@ -36,12 +36,20 @@ _BY_THE_BATCH = {"dynamic", "longrope"}
 
 
 def is_plain(model: Any) -> bool:
-    """Whether the loop may speak for `model.generate`: a decoder on one device with full attention in every layer, whose rows do
-    not depend on each other, whose generation is transformers' own, unchanged, and whose attention takes a mask as it is."""
-    kind, config = type(model), model.config.get_text_config()
+    """Whether the loop may speak for `model.generate`: a decoder with full attention whose generation is transformers' own,
+    unchanged."""
     for name in _OWN:
-        if name in vars(model) or getattr(kind, name, None) is not getattr(GenerationMixin, name, None):
+        if name in vars(model) or getattr(type(model), name, None) is not getattr(
+            GenerationMixin, name, None
+        ):
             return False
+    return is_full_attention_decoder(model)
+
+
+def is_full_attention_decoder(model: Any) -> bool:
+    """A decoder on one device with full attention in every layer, whose rows do not depend on each other, and whose attention
+    takes a mask as it is."""
+    kind, config = type(model), model.config.get_text_config()
     if model.config.is_encoder_decoder or not inspect.signature(kind.forward).parameters.keys() >= _ARGUMENTS:
         return False
     if config._attn_implementation not in ("sdpa", "eager"):

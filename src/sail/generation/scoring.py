@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sail.data.collate import pad_pairs
 from sail.generation.head import HeadPass, find_head
+from sail.generation.joined import join
 from sail.generation.unwrap import unwrapped
 from sail.objective import response_log_probs
 
@@ -23,7 +24,7 @@ def response_scores(
     """(log pi(y|x), log mu(y|x)) of each sequence, (N,) nats; mu is pi at `temperature`, the same tensor at 1.
 
     One forward of `model` as it is given, wrappers included. The head sees response positions only, `chunk` of them at a time
-    (option logprob_chunk: None decides by size, 0 takes the model's own logits).
+    (option logprob_chunk: None decides by size, 0 takes the model's own logits); pairs have their prompt read once (joined.py).
     """
     head = None if chunk == 0 else find_head(model)
     if head is None:
@@ -31,8 +32,13 @@ def response_scores(
     ids = batch["input_ids"]
     places = batch["positions"] if "positions" in batch else response_positions(batch["response_mask"])
     tokens = ids.flatten().index_select(0, places + 1)
-    with HeadPass(head, places, tokens, temperature, chunk).hooked() as done:
-        returned = model(input_ids=ids, attention_mask=batch["attention_mask"], use_cache=False).logits
+    pairs = join(unwrapped(model), batch, places)
+    inputs = (
+        {name: batch[name] for name in ("input_ids", "attention_mask")} if pairs is None else pairs.inputs
+    )
+    predicting = places if pairs is None else pairs.places
+    with HeadPass(head, predicting, tokens, temperature, chunk).hooked() as done:
+        returned = model(**inputs, use_cache=False).logits
     assert done.log_probs is not None
     assert done.tempered is not None
     # What the model returned belongs into the graph of the loss: wrappers have hung hooks on it.

@@ -22,6 +22,8 @@ import transformers
 from torch import Tensor
 
 from sail.data.encode import EncodedDataset
+from sail.generation.joined import joins
+from sail.generation.unwrap import unwrapped
 from sail.mixture import ROUTES, Share
 from sail.online import DATASET, Example, collate, dataset_responses
 from sail.training.models import has_adapter
@@ -87,6 +89,7 @@ def facts_of(
         "batch_size": batch_size,
         "processes": place_among_processes()[1],
         "logprob_chunk": reference.chunk,
+        "prompt_read_once": joins(unwrapped(model)),
     }
 
 

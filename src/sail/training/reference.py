@@ -13,6 +13,8 @@ from torch import Tensor
 from sail.errors import CheckpointError, ConfigError
 from sail.generation import response_scores
 from sail.generation.head import find_head
+from sail.generation.joined import joins
+from sail.generation.unwrap import unwrapped
 from sail.online import Example, collate
 from sail.training.models import has_adapter
 
@@ -44,8 +46,8 @@ class Reference:
         self.kept: dict[str, Tensor] = {}
         self.first: dict[str, Tensor] = {}
         for model in (policy(), frozen) if chunk != 0 else ():
-            if model is not None:
-                find_head(model)
+            if model is not None and find_head(model) is not None:
+                joins(unwrapped(model))
 
     def log_probs(
         self,

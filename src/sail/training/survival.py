@@ -103,10 +103,14 @@ class SkipNotFinite(TrainerCallback):
 
 def finite(gradients: Sequence[Any]) -> bool:
     """Whether all numbers are finite; of sharded gradients over all shards (every process must call it). One synchronisation."""
-    # The largest absolute value, not the usual norm: the sum of squares of finite numbers can overflow.
-    largest = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
-    whole = getattr(largest, "full_tensor", None)
-    value: Tensor = whole() if whole is not None else largest
+    # The usual norm is the fastest, but the sum of squares of finite numbers can overflow: then the largest of them decides.
+    return any(_norm_is_finite(gradients, order) for order in (2.0, math.inf))
+
+
+def _norm_is_finite(gradients: Sequence[Any], order: float) -> bool:
+    norm = torch.nn.utils.get_total_norm(gradients, norm_type=order)
+    whole = getattr(norm, "full_tensor", None)
+    value: Tensor = whole() if whole is not None else norm
     return bool(torch.isfinite(value))
 
 
