@@ -65,7 +65,10 @@ def measure(settings: Settings, tuning: str, folder: Path) -> dict[str, Any]:
         for name, one in made.items():
             steps = settings.warm_up + settings.steps
             tokens = {kind: round(total / steps, 1) for kind, total in one.count.tokens.items()}
-            found["contestants"].setdefault(name, facts(seconds[name], tokens, shape, settings, tuning))
+            scored = round((one.count.asked["policy"] or one.count.tokens["policy"]) / steps, 1)
+            found["contestants"].setdefault(
+                name, facts(seconds[name], tokens, scored, shape, settings, tuning)
+            )
         found["ratios"].update(ratios(seconds, tuning))
         trainable = next(iter(made.values())).models[0].parameters()
         found["trainable_parameters"] = sum(p.numel() for p in trainable if p.requires_grad)
@@ -99,10 +102,16 @@ def refuse_unequal_work(made: dict[str, Contestant]) -> None:
 
 
 def facts(
-    seconds: list[float], tokens: dict[str, float], shape: Shape, settings: Settings, tuning: str
+    seconds: list[float],
+    tokens: dict[str, float],
+    scored: float,
+    shape: Shape,
+    settings: Settings,
+    tuning: str,
 ) -> dict[str, Any]:
-    """A contestant's row of the table. tokens_per_second: those trained on. mfu: of the whole step, by the model's own
-    operations in its training part; null where the device's peak is not known."""
+    """A contestant's row of the table. tokens_per_step: what the models read. tokens_per_second: of the sequences trained on, a
+    prompt counted with each of its responses. mfu: of the whole step, by the model's own operations in its training part, for the
+    tokens that were read; null where the device's peak is not known."""
     median = statistics.median(seconds)
     length = tokens["policy"] / (2 * settings.rows)
     flops = train_flops(shape, tokens["policy"], tokens["reference"], length, lora=tuning == "lora")
@@ -110,7 +119,7 @@ def facts(
     return {
         "median_seconds": round(median, 5),
         "tokens_per_step": tokens,
-        "tokens_per_second": round(tokens["policy"] / median, 1),
+        "tokens_per_second": round(scored / median, 1),
         "train_flops_per_step": round(flops),
         "mfu": None if peak is None else round(flops / median / peak, 4),
     }
