@@ -263,7 +263,7 @@ def _column(examples: Sequence[Example], value: Any) -> torch.Tensor:
 
 def by_length(examples: Sequence[Example], sizes: Sequence[int]) -> list[list[Example]]:
     """The step's rows dealt out to micro-batches of these sizes, the longest first, so that little is padded and a lack of
-    memory shows at once. A row's weight is the same in any of them; a step of one micro-batch stays as it is."""
+    memory shows early. A row's weight is the same in any of them; a step of one micro-batch stays as it is."""
     rows = list(examples)
     if len(sizes) > 1:
         rows.sort(

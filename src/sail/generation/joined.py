@@ -10,6 +10,8 @@ prompt read once and read twice would differ by 1e-7 there. The proof of this pa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,13 +24,17 @@ from sail.generation.decoding import is_full_attention_decoder
 
 TRIAL = (([3, 4, 5], [6, 7], [8, 9, 10]), ([11, 12], [13, 14, 15], [16]))
 """Prompts with their two responses, of lengths that pad every part."""
-TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4}
-"""Of the trial's hidden states, relative to the largest: a tenth of what a wrong position does to a model fresh from its
-initialisation. In half precision 0.05, which finds a mask that is passed by, and in such a model no wrong position."""
+TOLERANCE, HALF_TOLERANCE = 5e-3, 0.05
+"""Of the trial's hidden states, relative to the largest: room for TF32, and for half precision. That positions and masks count at
+all is asked apart, to the bit."""
 APART = {torch.float64}
 """Types in which pairs are never joined."""
+STATE = ("dtype", "device", "_attn_implementation")
+"""Of the model, the model and its configuration: when one of them changes, it is tried again."""
+RULE = "6HT>M"
+"""Names `pays`, where numbers are kept that depend on it in their last digits."""
 
-_found: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_found: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], bool]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ def join(model: Any, batch: dict[str, Any], places: Tensor) -> Joined | None:
 
     batch: as by `online.collate`, on the model's device. places: (M,), in the flat (2B, L), in order.
     """
-    if "joined_length" not in batch or not pays(model, batch) or not joins(model):
+    if "joined_length" not in batch or not joins(model) or not pays(model, batch):
         return None
     return joined(model, batch, places)
 
@@ -54,16 +60,18 @@ def pays(model: Any, batch: dict[str, Any]) -> bool:
     """Whether fewer tokens outweigh the longer rows' attention, and there are positions enough.
 
     With width H a layer's matrices cost about 24 H^2 operations per token, its attention 4 H per query and key, so T tokens less
-    pay for up to 6 H T more queries times keys. Measured on a CPU at both sides of that line (LOG.md).
+    pay for up to 6 H T more queries times keys. Measured on a CPU at both sides of that line (LOG.md). Rows without padding need
+    no mask while they are apart, and half as many.
     """
     config = model.config.get_text_config()
     rows, length = batch["input_ids"].shape
     pairs, longer = rows // 2, batch["joined_length"]
+    # Some families' causal mask is a square of so many columns.
     if longer > (getattr(config, "max_position_embeddings", None) or longer):
         return False
     fewer_tokens = rows * length - pairs * longer
-    more_attention = pairs * longer**2 - rows * length**2
-    return bool(6 * config.hidden_size * fewer_tokens > more_attention)
+    attention_apart = rows * length**2 / (2 if batch["even"] else 1)
+    return bool(6 * config.hidden_size * fewer_tokens > pairs * longer**2 - attention_apart)
 
 
 def joined(model: Any, batch: dict[str, Any], places: Tensor) -> Joined:
@@ -85,11 +93,27 @@ def joined(model: Any, batch: dict[str, Any], places: Tensor) -> Joined:
 
 
 def _to_add(hidden: Tensor, model: Any) -> Tensor:
-    """(B, J, J) -> (B, 1, J, J), something to add in the type of the queries: all layers share it as it is."""
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
-    zero = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-    return zero.masked_fill_(hidden, torch.finfo(dtype).min).unsqueeze(1)
+    """(B, J, J) -> (B, 1, J, J), something to add, in the type of the weights."""
+    zero = torch.zeros(hidden.shape, dtype=model.dtype, device=hidden.device)
+    return zero.masked_fill_(hidden, torch.finfo(model.dtype).min).unsqueeze(1)
+
+
+@contextmanager
+def mask_in_type_of_queries(model: Any) -> Iterator[None]:
+    """Mixed precision begins inside the model's forward, where accelerate has put it: there the mask is cast, once, and not by
+    every layer for itself, which would keep a copy for the backward pass."""
+    handle = model.base_model.register_forward_pre_hook(_cast_mask, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _cast_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    mask = kwargs.get("attention_mask")
+    if mask is None or not torch.is_autocast_enabled(mask.device.type):
+        return None
+    return args, {**kwargs, "attention_mask": mask.to(torch.get_autocast_dtype(mask.device.type))}
 
 
 def _moved(places: Tensor, prompt: Tensor, first_length: Tensor, width: int, longer: int) -> Tensor:
@@ -102,35 +126,76 @@ def _moved(places: Tensor, prompt: Tensor, first_length: Tensor, width: int, lon
 
 
 def joins(model: Any) -> bool:
-    """Whether the model, without its wrappers, says of joined pairs what it says of separate ones: a decoder with full attention,
-    not in float64, that passes a trial, once per model."""
-    if model.dtype in APART:
+    """Whether the model, without its wrappers, says of joined pairs what it says of separate ones: a decoder of transformers' own
+    with full attention, not in float64, that passes a trial, once per model, type, attention and device."""
+    config = getattr(model, "config", None)
+    state = tuple(getattr(one, name, None) for one, name in zip((model, model, config), STATE, strict=True))
+    known = _found.setdefault(model, {})
+    if state not in known:
+        known[state] = _decided(model)
+    return known[state]
+
+
+def _decided(model: Any) -> bool:
+    try:
+        return model.dtype not in APART and _looks_able(model) and _trial_passed(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # Whatever a strange model raises: its pairs stay apart.
         return False
-    if model not in _found:
-        _found[model] = is_full_attention_decoder(model) and _trial_passed(model)
-    return _found[model]
+
+
+def _looks_able(model: Any) -> bool:
+    """Attention that looks at columns (a window inside full attention, the nearest of many keys, a temperature by place) would
+    see the second response too far away; where it begins at hundreds of columns, no short trial finds it."""
+    config = model.config.get_text_config()
+    by_column = (
+        "local" in (getattr(config, "attention_layers", None) or ())  # GPT-Neo
+        or getattr(config, "keep_window_size", None) is not None  # Doge
+        or bool(getattr(config, "attn_temperature_tuning", False))  # Llama 4
+    )
+    ours = type(model).__module__.startswith("transformers.models.")
+    return ours and not by_column and is_full_attention_decoder(model) and config.hidden_size > 0
 
 
 def _trial_passed(model: Any) -> bool:
-    """Hidden states that predict response tokens, joined and apart. Not the log-probs: a young model's hardly differ."""
-    batch = trial_batch(next(model.parameters()).device, model.config.get_text_config().vocab_size)
-    places = batch["response_mask"][:, 1:].flatten().nonzero().squeeze(1)
-    places += places // (batch["input_ids"].shape[1] - 1)
+    """Hidden states that predict response tokens, joined and apart: not the log-probs, because a young model's hardly differ. And
+    another mask, and other positions, must change them, or the model passes them by."""
+    batch = trial_batch(model.device, model.config.get_text_config().vocab_size)
+    places = response_places(batch)
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mask_in_type_of_queries(model):
             apart = _hidden(model, {name: batch[name] for name in ("input_ids", "attention_mask")})
             made = joined(model, batch, places)
             together = _hidden(model, made.inputs)
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
-        return False
+            mistaken = [_hidden(model, {**made.inputs, **one}) for one in mistakes(made)]
     finally:
         model.train(was_training)
+        # An autocast around us must not go on with the weights that it cast without gradient here.
         torch.clear_autocast_cache()
     expected = apart.flatten(0, 1)[places].float()
     error = (together.flatten(0, 1)[made.places].float() - expected).abs().max()
-    return bool(error <= TOLERANCES.get(model.dtype, 0.05) * expected.abs().max())
+    half = hasattr(model, "_original_forward") or model.dtype in (torch.float16, torch.bfloat16)
+    near = error <= (HALF_TOLERANCE if half else TOLERANCE) * expected.abs().max()
+    return bool(near) and not any(torch.equal(one, together) for one in mistaken)
+
+
+def mistakes(made: Joined) -> list[dict[str, Tensor]]:
+    """Inputs that are wrong on purpose: the second response sees the first one; it stands behind it."""
+    mask, positions = made.inputs["attention_mask"], made.inputs["position_ids"]
+    width = positions.shape[1]
+    causal = torch.full((width, width), float(mask.min()), dtype=mask.dtype, device=mask.device).triu(1)
+    in_a_row = torch.arange(width, device=positions.device).expand_as(positions)
+    return [{"attention_mask": causal.expand_as(mask)}, {"position_ids": in_a_row}]
+
+
+def response_places(batch: dict[str, Any]) -> Tensor:
+    """Where in the flat (2B, L) a response token is predicted, (M,)."""
+    ahead = batch["response_mask"].roll(-1, dims=1)
+    ahead[:, -1] = False
+    return ahead.flatten().nonzero().squeeze(1)
 
 
 def _hidden(model: Any, inputs: dict[str, Tensor]) -> Tensor:
@@ -159,10 +224,13 @@ def trial_batch(device: torch.device, words: int) -> dict[str, Any]:
 def prompt_columns(
     prompts: list[list[int]], lengths: list[int], device: torch.device | None = None
 ) -> dict[str, Any]:
-    """prompt_lengths: (B,). joined_length: J, tokens of the longest pair as one sequence. lengths: of the 2B responses."""
+    """prompt_lengths: (B,). joined_length: J, tokens of the longest pair as one sequence. even: all 2B separate sequences are
+    equally long. lengths: of the 2B responses."""
     own = [len(prompt) for prompt in prompts]
     both = zip(own, lengths[: len(own)], lengths[len(own) :], strict=True)
+    whole = {prompt + response for prompt, response in zip(own * 2, lengths, strict=True)}
     return {
         "prompt_lengths": torch.tensor(own, dtype=torch.long, device=device),
         "joined_length": max(map(sum, both), default=0),
+        "even": len(whole) == 1,
     }

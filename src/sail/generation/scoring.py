@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sail.data.collate import pad_pairs
 from sail.generation.head import HeadPass, find_head
-from sail.generation.joined import join
+from sail.generation.joined import join, mask_in_type_of_queries
 from sail.generation.unwrap import unwrapped
 from sail.objective import response_log_probs
 
@@ -37,7 +38,8 @@ def response_scores(
         {name: batch[name] for name in ("input_ids", "attention_mask")} if pairs is None else pairs.inputs
     )
     predicting = places if pairs is None else pairs.places
-    with HeadPass(head, predicting, tokens, temperature, chunk).hooked() as done:
+    cast = nullcontext() if pairs is None else mask_in_type_of_queries(unwrapped(model))
+    with HeadPass(head, predicting, tokens, temperature, chunk).hooked() as done, cast:
         returned = model(**inputs, use_cache=False).logits
     assert done.log_probs is not None
     assert done.tempered is not None

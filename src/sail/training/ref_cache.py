@@ -22,7 +22,8 @@ import transformers
 from torch import Tensor
 
 from sail.data.encode import EncodedDataset
-from sail.generation.joined import joins
+from sail.generation.head import find_head
+from sail.generation.joined import RULE, joins
 from sail.generation.unwrap import unwrapped
 from sail.mixture import ROUTES, Share
 from sail.online import DATASET, Example, collate, dataset_responses
@@ -89,8 +90,14 @@ def facts_of(
         "batch_size": batch_size,
         "processes": place_among_processes()[1],
         "logprob_chunk": reference.chunk,
-        "prompt_read_once": joins(unwrapped(model)),
+        "prompt_read_once": _rule(model, reference.chunk),
     }
+
+
+def _rule(model: Any, chunk: int | None) -> str | None:
+    """By which rule pairs may have their prompt read once; None where they never have."""
+    able = chunk != 0 and find_head(model) is not None and joins(unwrapped(model))
+    return RULE if able else None
 
 
 def attention_of(config: Any) -> str | None:

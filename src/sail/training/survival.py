@@ -102,9 +102,11 @@ class SkipNotFinite(TrainerCallback):
 
 
 def finite(gradients: Sequence[Any]) -> bool:
-    """Whether all numbers are finite; of sharded gradients over all shards (every process must call it). One synchronisation."""
+    """Whether all numbers are finite; of sharded gradients over all shards (every process must call it). One synchronisation, two
+    where the norm is not finite."""
     # The usual norm is the fastest, but the sum of squares of finite numbers can overflow: then the largest of them decides.
-    return any(_norm_is_finite(gradients, order) for order in (2.0, math.inf))
+    some = [one for one in gradients if one.numel()]
+    return any(_norm_is_finite(some, order) for order in (2.0, math.inf))
 
 
 def _norm_is_finite(gradients: Sequence[Any], order: float) -> bool:
