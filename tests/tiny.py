@@ -6,6 +6,7 @@ Words are w0, w1, ...; ids: 0 <pad>, 1 <eos>, 2 <unk>, then the words. Everythin
 from __future__ import annotations
 
 import copy
+import gc
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,3 +153,11 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
     """The largest absolute difference between two sets of weights with the same names."""
     assert first.keys() == second.keys()
     return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+def leave_together() -> None:
+    """The end of a process of several. Trainers that hold the process group are collected before it is destroyed: gloo's threads
+    would else release tensors while the interpreter ends, which now and then aborts the process on a busy machine."""
+    gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()

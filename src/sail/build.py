@@ -278,10 +278,17 @@ def run_training(
         write_json(folder / RESULTS, results)
         print_results(results)
         _write_report(folder)
-    # The others wait: a launcher takes the first process that ends for the end of the run.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    _end_together(trainer)
     return folder
+
+
+def _end_together(trainer: Any) -> None:
+    """The others wait: a launcher takes the first process that ends for the end of the run. And whatever holds the process group
+    is let go before it is destroyed: gloo's threads would else release tensors while the interpreter ends, and abort it."""
+    trainer.accelerator.wait_for_everyone()
+    trainer.model_wrapped = trainer.model
+    trainer.accelerator.free_memory()
+    trainer.accelerator.end_training()
 
 
 def _say(text: str) -> None:

@@ -131,7 +131,7 @@ class AlignmentFields:
     logprob_chunk: int | None = _option(
         None,
         "Response positions whose logits are made at once, and again in the backward pass; null = all, or chunks of 128 MiB "
-        "where they are larger; 0 = the model's own logits of all positions.",
+        "where they are larger; 0 = the model's own logits of all positions, and each response behind a prompt of its own.",
     )
     generation_batch_size: int | None = _option(
         None, "Rows per generate call; null samples the whole optimiser step in one call."
