@@ -33,7 +33,7 @@ from sail.data.encode import (
 from sail.data.remarks import about_rows, about_shared, left_out
 from sail.data.sources import load_rows, load_sft_rows
 from sail.data_config import DataSource, title_of
-from sail.errors import ConfigError, MissingExtraError, SailError
+from sail.errors import ConfigError, MissingExtraError, OracleError, SailError
 from sail.evaluation.fingerprint import weights_fingerprint
 from sail.fitting import check_fit
 from sail.generation import SamplingSettings, TransformersGenerator
@@ -52,6 +52,7 @@ from sail.run_folder import RESOLVED, check_folder, clear, holds_a_run
 from sail.trainer import SAILConfig, SAILTrainer
 from sail.training.models import load
 from sail.training.progress import StopOnSignal, train_or_stop
+from sail.training.survival import where_to_go_on
 from sail.training.whole import settle
 
 # One bar for the run is enough: the bars of loading and writing weights would interrupt it.
@@ -74,17 +75,20 @@ def make_model(name: str, **arguments: Any) -> Any:
     return _load(AutoModelForCausalLM, name, "model", **arguments)
 
 
+def _hint(folder: Path) -> str:
+    inside = folder / "model"
+    if inside.is_dir():
+        return f"its model is in {inside}"
+    if (folder / "adapter_config.json").exists():
+        return "it holds a LoRA adapter; take the model/ beside it, which has it merged, or make one with sail merge"
+    return "save_pretrained writes one with config.json in it"
+
+
 def require_model(name: str, what: str = "model") -> None:
     """ConfigError, with the way out, for a folder that is no model, and for a path where there is none."""
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").exists():
-        inside = folder / "model"
-        hint = (
-            f"its model is in {inside}"
-            if inside.is_dir()
-            else "save_pretrained writes one with config.json in it"
-        )
-        raise ConfigError(f"{name} is not a model folder: {hint}.")
+        raise ConfigError(f"{name} is not a model folder: {_hint(folder)}.")
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise ConfigError(
             f"There is no folder {name}, so no {what} can be loaded. Check model, or make it first: with sail sft, or with sail "
@@ -261,7 +265,14 @@ def run_training(
     # Nobody opens a file that the main process is about to remove.
     trainer.accelerator.wait_for_everyone()
     start_model = weights_fingerprint(trainer.model)  # a checkpoint is only loaded by train
-    if train_or_stop(trainer, resume):
+    try:
+        stopped = train_or_stop(trainer, resume)
+    except OracleError as error:
+        _say("")  # the progress bar's line ends
+        if "--resume" in str(error):
+            raise
+        raise OracleError(f"{error} {where_to_go_on(folder)}") from error
+    if stopped:
         _say(
             f"\nStopped at step {trainer.state.global_step}. Continue with:\n  sail train {config_path} --resume"
         )

@@ -363,6 +363,8 @@ def chosen_yaml(config: RunConfig) -> str:
         "# The run, without what is at its default; a run folder's config.resolved.yaml has every option.\n"
     )
     values = config.model_dump(exclude_defaults=True)
+    if config.peft is not None:  # a rank that is the default too: an empty section looks like a lost one
+        values["peft"] = config.peft.model_dump(include={"r", "lora_alpha"}) | values.get("peft", {})
     return head + _routes_of_preset(config) + dump_yaml(_without_secrets(values))
 
 

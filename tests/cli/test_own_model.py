@@ -338,6 +338,7 @@ def test_an_oracle_that_raises(home: Path, full: tuple[Path, str]) -> None:
     assert "row 0 ('" in complained
     assert any(noun in complained for noun in NOUNS)
     assert (folder / "checkpoint-5").is_dir()
+    assert "checkpoint-5; continue from it with --resume." in complained
     service.write_text(REWARD, encoding="utf-8")
     sail(home, *argv, "--resume")
     assert_same_run(full[0], folder)

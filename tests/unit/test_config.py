@@ -17,6 +17,7 @@ from sail.config import (
     PeftConfig,
     RunConfig,
     TrainSection,
+    chosen_yaml,
     load_config,
 )
 from sail.errors import ConfigError
@@ -114,6 +115,14 @@ def test_peft_defaults_to_all_linear_layers_and_takes_lora_keys() -> None:
     named = load(DPR + "peft: {target_modules: [q_proj, v_proj]}\n").peft
     assert named is not None
     assert named.lora_kwargs["target_modules"] == ["q_proj", "v_proj"]
+
+
+def test_what_was_chosen_shows_an_adapter_at_its_defaults() -> None:
+    """An empty section would look like a lost one."""
+    shown = chosen_yaml(load(DPR + "peft: {r: 64, lora_alpha: 16}\n"))
+    assert "r: 64" in shown
+    assert "lora_alpha: 16" in shown
+    assert "lora_dropout" not in shown
 
 
 def test_a_file_for_sft_only_asks_nothing_of_the_alignment_until_it_is_wanted() -> None:

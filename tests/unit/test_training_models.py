@@ -11,6 +11,7 @@ from peft import PromptTuningConfig, get_peft_model
 from tiny import make_config, make_model, make_tokenizer, reward
 
 from sail.build import make_model as load_model
+from sail.build import require_model
 from sail.config import config_from_dict
 from sail.errors import ConfigError
 from sail.trainer import SAILTrainer
@@ -101,3 +102,9 @@ def test_a_learnt_prompt_is_refused(given: str) -> None:
     )
     with pytest.raises(ConfigError, match="Prompt and prefix tuning cannot be trained"):
         with_reference(*adapted, no_dropout=False)
+
+
+def test_an_adapter_is_no_model_and_the_way_out_is_told(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds a LoRA adapter; take the model/ beside it"):
+        require_model(str(tmp_path))
