@@ -37,7 +37,9 @@ def check_fit(config: RunConfig, train: EncodedDataset | None, held_out: Encoded
         asked = max(prompt if config.mixture.on_policy else 0, answered)
         if asked and asked + options.max_new_tokens > context:
             room = context - options.max_new_tokens
-            other = f", or train.max_prompt_length to at most {room} with data.bad_rows: skip" if room > 0 else ""
+            other = (
+                f", or train.max_prompt_length to at most {room} with data.bad_rows: skip" if room > 0 else ""
+            )
             raise ConfigError(
                 f"{config.model} has {context} positions: behind the longest prompt ({asked} tokens) there is no room for "
                 f"responses of {options.max_new_tokens}. Set train.max_new_tokens to at most {max(context - asked, 1)}{other}."

@@ -62,7 +62,7 @@ def test_responses_that_do_not_fit_behind_the_longest_prompt(world: Path) -> Non
     with pytest.raises(ConfigError, match="no room for responses of 64") as refused:
         checked(run(world, held_out=True, preset="dpo", max_new_tokens=64))
     assert "max_prompt_length" not in str(refused.value), "no prompt is short enough for that"
-    with pytest.raises(ConfigError, match="or train.max_prompt_length to at most 2 with"):
+    with pytest.raises(ConfigError, match=r"or train\.max_prompt_length to at most 2 with"):
         checked(run(world, max_new_tokens=62))
     assert checked(run(world, held_out=True, preset="dpo", max_new_tokens=64, final_samples=0)) == []
 
