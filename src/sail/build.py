@@ -89,11 +89,24 @@ def require_model(name: str, what: str = "model") -> None:
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").exists():
         raise ConfigError(f"{name} is not a model folder: {_hint(folder)}.")
-    if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
+    beside = [] if folder.is_dir() else _beside(folder)
+    if not folder.is_dir() and (beside or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        others = f" Beside it: {', '.join(beside)}." if beside else ""
         raise ConfigError(
-            f"There is no folder {name}, so no {what} can be loaded. Check model, or make it first: with sail sft, or with sail "
-            "play for recipes/playground.yaml."
+            f"There is no folder {name}, so no {what} can be loaded.{others} Check model, or make it first: with sail sft, or "
+            "with sail play for recipes/playground.yaml."
         )
+
+
+def _beside(folder: Path) -> list[str]:
+    """The models and runs in the folder where this one should be, eight at most. None for a hub's ORGANISATION/NAME, unless
+    there is a folder of that name here with models in it."""
+    if len(folder.parts) == 1 or not folder.parent.is_dir():
+        return []
+    known = (
+        one for one in folder.parent.iterdir() if (one / "config.json").exists() or (one / RESOLVED).exists()
+    )
+    return sorted(one.name for one in known)[:8]
 
 
 def _load(kind: Any, name: str, what: str, **arguments: Any) -> Any:

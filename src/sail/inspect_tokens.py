@@ -18,10 +18,19 @@ SHOWN_BAD = 5
 
 @dataclass
 class Counted:
-    """For each row the number of ids of prompt, chosen and rejected (or of the prompt alone); None where it has no ids."""
+    """For each row the number of ids of prompt, chosen and rejected (or of the prompt alone); None where it has no ids. tokens,
+    unknown: of all rows, and how many of them say that the tokenizer cannot spell the text; 0 where it has no such token."""
 
     lengths: list[tuple[int, ...] | None] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    tokens: int = 0
+    unknown: int = 0
+
+    def add(self, parts: Sequence[Sequence[int]], unknown: int | None) -> None:
+        """A row: the ids of its parts."""
+        self.lengths.append(tuple(map(len, parts)))
+        self.tokens += sum(map(len, parts))
+        self.unknown += sum(one == unknown for part in parts for one in part)
 
 
 def count_tokens(rows: Sequence[Row], name: str) -> Counted:
@@ -31,10 +40,12 @@ def count_tokens(rows: Sequence[Row], name: str) -> Counted:
     """
     tokenizer = make_tokenizer(name)
     ends = eos_ids(tokenizer, _generation_config(name))
+    special = {*ends, tokenizer.pad_token_id, tokenizer.bos_token_id}  # GPT-2's unknown token is its EOS
+    unknown = None if tokenizer.unk_token_id in special else tokenizer.unk_token_id
     counted = Counted()
     for row in rows:
         try:
-            counted.lengths.append(_lengths(row, tokenizer, ends))
+            counted.add(_ids(row, tokenizer, ends), unknown)
         except DataError as error:
             if tokenizer.chat_template is None and row.conversational:
                 raise DataError(
@@ -46,10 +57,10 @@ def count_tokens(rows: Sequence[Row], name: str) -> Counted:
     return counted
 
 
-def _lengths(row: Row, tokenizer: Any, ends: tuple[int, ...]) -> tuple[int, ...]:
+def _ids(row: Row, tokenizer: Any, ends: tuple[int, ...]) -> list[list[int]]:
     answers = [text for text in (row.chosen, row.rejected) if text is not None]
-    prompt = len(encode_prompt(tokenizer, row.prompt))
-    return prompt, *(len(encode_response(tokenizer, row.prompt, text, ends)) for text in answers)
+    prompt = encode_prompt(tokenizer, row.prompt)
+    return [prompt, *(encode_response(tokenizer, row.prompt, text, ends) for text in answers)]
 
 
 def _generation_config(name: str) -> Any:
@@ -81,6 +92,7 @@ def in_limits(counted: Counted, max_length: int | None, max_prompt_length: int |
         "responses_cut": sum(cut),
         "rows_with_a_cut": rows_cut,
         "share_above": (above + rows_cut) / max(1, len(counted.lengths)),
+        "unknown_tokens": counted.unknown / max(1, counted.tokens),
         "unreadable": len(counted.unreadable),
         "unreadable_examples": counted.unreadable[:SHOWN_BAD],
     }

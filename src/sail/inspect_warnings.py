@@ -10,6 +10,7 @@ from sail.data.selection import ABOVE_LIMIT, OTHER_PART
 BIASED = 0.6
 """Share of pairs with the longer answer chosen (or, below 1 - BIASED, the shorter) that the whole interval must lie above."""
 MANY_CUT = 0.05
+MANY_UNKNOWN = 0.02
 MANY_DROPPED = 0.2
 
 
@@ -49,6 +50,11 @@ def _limits(made: dict[str, Any]) -> Iterator[str]:
         yield (
             f"{limits['unreadable']} rows cannot be tokenised (the first: {limits['unreadable_examples'][0]}). Mend "
             "them, or set data.bad_rows: skip."
+        )
+    if limits["unknown_tokens"] > MANY_UNKNOWN:
+        yield (
+            f"{limits['unknown_tokens']:.0%} of the tokens are unknown ones: this tokenizer cannot spell these texts, and a "
+            "model learns nothing of what it does not see. Take a model whose tokenizer has their language and signs."
         )
     if limits["prompts_too_long"]:
         yield (

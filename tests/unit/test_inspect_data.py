@@ -167,6 +167,25 @@ def test_the_ends_of_a_response_are_the_models_too(tmp_path: Path) -> None:
     assert count_tokens(rows, str(tmp_path / "model")).unreadable == []
 
 
+def test_a_tokenizer_that_cannot_spell_the_text_is_named(tmp_path: Path) -> None:
+    """Of 3 + 2 + 2 ids 4 are unknown; a tokenizer whose unknown token is its EOS cannot be asked."""
+    from tiny import make_model, make_tokenizer
+
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"prompt": "w1 six apples", "chosen": "seven", "rejected": "eight"}) + "\n")
+    made = {}
+    for name in ("own", "shared"):
+        tokenizer = make_tokenizer()
+        if name == "shared":
+            tokenizer.unk_token = tokenizer.eos_token
+        tokenizer.save_pretrained(tmp_path / name)
+        make_model().save_pretrained(tmp_path / name)
+        made[name], _ = inspect(Wanted(str(path), tokenizer=str(tmp_path / name), max_length=20))
+    assert made["own"]["limits"]["unknown_tokens"] == pytest.approx(4 / 7)
+    assert any(said.startswith("57% of the tokens are unknown ones") for said in made["own"]["warnings"])
+    assert made["shared"]["limits"]["unknown_tokens"] == 0
+
+
 # --- Warnings ------------------------------------------------------------------------------------------------
 
 

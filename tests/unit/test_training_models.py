@@ -108,3 +108,17 @@ def test_an_adapter_is_no_model_and_the_way_out_is_told(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds a LoRA adapter; take the model/ beside it"):
         require_model(str(tmp_path))
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_model().save_pretrained("models/first")
+    Path("models/notes").mkdir()
+    with pytest.raises(ConfigError, match=r"no folder models/frist.* Beside it: first\. Check"):
+        require_model("models/frist")
+    require_model("organisation/name")
+    Path("organisation").mkdir()
+    require_model("organisation/name")
+    require_model("name")
