@@ -145,6 +145,7 @@ def _work(arguments: SAILConfig, mixture: Mixture, train: EncodedDataset) -> lis
             "; the reference is replaced at each but the first" if arguments.ref_update == "round" else ""
         )
         lines.append(f"rounds: {-(-plan.steps // length)} of {length} steps{update}")
+    lines += few_points(arguments, plan.steps)
     trained, sampled = 2 * seen * arguments.max_length, round(responses) * arguments.max_new_tokens
     return [
         *lines,
@@ -152,6 +153,22 @@ def _work(arguments: SAILConfig, mixture: Mixture, train: EncodedDataset) -> lis
         f"oracle calls (pairs): {_about(calls, plan.steps)}",
         f"tokens at most: {trained:,} trained on (both responses with their prompts)"
         + (f", {sampled:,} sampled" if sampled else ""),
+    ]
+
+
+def few_points(arguments: SAILConfig, steps: int) -> list[str]:
+    """Said where a run is too short for how rarely it logs and evaluates: its curves would be a point or two."""
+    every = {
+        "logging_steps": arguments.logging_steps if arguments.logging_strategy == "steps" else 0,
+        "eval_steps": arguments.eval_steps if arguments.eval_strategy == "steps" else 0,
+    }
+    rare = [
+        f"{name} {value:g}" for name, value in every.items() if value and value >= 1 and value > steps / 3
+    ]
+    if not rare:
+        return []
+    return [
+        f"few points for curves: {' and '.join(rare)} in {steps} steps; set to at most {max(steps // 5, 1)}"
     ]
 
 

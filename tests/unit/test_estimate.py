@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import make_model, make_pairs, make_trainer
+from tiny import make_config, make_model, make_pairs, make_trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Phi3Config, Qwen2Config, Qwen3Config
 
-from sail.dry_run import steps_of, work_of
+from sail.dry_run import few_points, steps_of, work_of
 from sail.errors import ConfigError
 from sail.estimate import (
     Work,
@@ -371,6 +371,17 @@ def test_steps_are_those_of_trainer(
     real = trainer.set_initial_training_values(trainer.args, loader)
     plan = steps_of(trainer.args, rows)
     assert (plan.steps, plan.rows, plan.per_pass) == (real[-1], real[4], real[1])
+
+
+def test_a_run_too_short_for_its_own_curves_is_told(tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 50, "logging_steps": 5}
+    args = make_config(tmp_path, preset="dpo", **options)
+    assert few_points(args, 6) == [
+        "few points for curves: logging_steps 5 and eval_steps 50 in 6 steps; set to at most 1"
+    ]
+    assert few_points(args, 60) == ["few points for curves: eval_steps 50 in 60 steps; set to at most 12"]
+    assert few_points(args, 150) == []
+    assert few_points(make_config(tmp_path, preset="dpo", logging_strategy="no"), 6) == []
 
 
 def test_the_work_of_a_step(tmp_path: Path) -> None:
