@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-play: $(VENV)/.installed  ## align a small model five ways, with proof (about 10 minutes on 2 cores)
+play: $(VENV)/.installed  ## align a small model five ways, with proof (about 8 minutes on 2 cores)
 	OMP_NUM_THREADS=2 $(BIN)/sail play
 
 quick: $(VENV)/.installed  ## the same, smaller (about 3 minutes)
