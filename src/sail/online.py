@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from sail import seeds
-from sail.data.collate import pad_pairs
+from sail.data.collate import pad_pairs, prompt_columns, response_positions
 from sail.errors import OracleError
-from sail.generation import Generator, prompt_columns, response_positions
+from sail.generation import Generator
 from sail.mixture import Mixture, Share
 from sail.objective import orient as orient_label
 from sail.oracles import Oracle, ask

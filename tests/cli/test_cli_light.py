@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import fields, make_dataclass
@@ -357,3 +358,12 @@ def test_env_says_what_is_missing_and_nothing_private(monkeypatch: pytest.Monkey
     assert "cores" in text
     assert "hf_secret" not in text
     assert str(Path.home()) not in text
+
+
+def test_env_tells_versions_and_no_paths() -> None:
+    """The real command, in a process of its own."""
+    command = [str(Path(sys.executable).with_name("sail")), "env"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert all(name in done.stdout for name in ("torch", "transformers", "python", "cores"))
+    assert os.sep not in done.stdout
+    assert "Traceback" not in done.stderr

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 import shlex
 import shutil
@@ -334,11 +333,14 @@ def test_an_oracle_that_raises(home: Path, full: tuple[Path, str]) -> None:
     service.parent.mkdir()
     service.write_text(FAILING, encoding="utf-8")
     complained = sail(home, *argv, code=2).stderr
-    assert "raised ConnectionError: the reward service is down" in complained
-    assert "row 0 ('" in complained
+    for said in (
+        "raised ConnectionError: the reward service is down",
+        "row 0 ('",
+        "checkpoint-5; continue from it with --resume.",
+    ):
+        assert said in complained
     assert any(noun in complained for noun in NOUNS)
     assert (folder / "checkpoint-5").is_dir()
-    assert "checkpoint-5; continue from it with --resume." in complained
     service.write_text(REWARD, encoding="utf-8")
     sail(home, *argv, "--resume")
     assert_same_run(full[0], folder)
@@ -393,9 +395,3 @@ def test_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     assert f"optimiser steps: {STEPS} of 16 rows" in said
     assert said.endswith("Nothing was trained or written.\n")
     assert not out.exists()
-
-
-def test_env_tells_versions_and_no_paths() -> None:
-    said = sail(Path.cwd(), "env").stdout
-    assert all(name in said for name in ("torch", "transformers", "python", "cores"))
-    assert os.sep not in said

@@ -101,7 +101,7 @@ def test_finite_numbers_whose_squares_overflow_are_no_reason(tmp_path: Path) -> 
     """1e30 is finite in float32, its square is not: the usual norm would call that gradient infinite."""
     from sail.training.survival import finite
 
-    assert finite([torch.tensor([1e30, -1e30])])
+    assert finite([torch.tensor([1e30, -1e30]), torch.empty(0)])
     assert not finite([torch.ones(2), torch.tensor([1.0, float("nan")])])
     assert not finite([torch.tensor([-float("inf")])])
 

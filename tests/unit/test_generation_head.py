@@ -25,9 +25,9 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from sail.data.collate import pad_pairs
+from sail.data.collate import pad_pairs, response_positions
 from sail.generation.head import find_head
-from sail.generation.scoring import response_positions, response_scores
+from sail.generation.scoring import response_scores
 from sail.objective import log_probs_of_hidden
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "speed"))

@@ -13,10 +13,10 @@ from test_generation_decoding import GPT2, GROUPED, PLAIN, make
 from tiny import PAD, largest_difference, make_model, make_trainer, weights_of
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from sail.data.collate import pad_pairs
+from sail.data.collate import pad_pairs, prompt_columns, response_positions
 from sail.generation import joined as module
-from sail.generation.joined import join, joined, joins, pays, prompt_columns
-from sail.generation.scoring import response_positions, response_scores
+from sail.generation.joined import join, joined, joins, pays
+from sail.generation.scoring import response_scores
 
 TRIPLES = [
     ([3, 4, 5, 6, 7], [8, 9, 1], [10, 1]),
@@ -330,6 +330,7 @@ def test_through_the_trainer(tmp_path: Path, options: dict[str, Any]) -> None:
         weights.append(weights_of(trainer.model))
         tokens.append(count[0])
     assert tokens[1] < 0.95 * tokens[0]
+    assert largest_difference(weights_of(make_model(scale=0.1)), weights[1]) > 1e-3, "nothing was learned"
     assert largest_difference(*weights) <= 1e-5
 
 

@@ -52,3 +52,25 @@ def pad_pairs(sequences: Sequence[tuple[list[int], list[int]]], pad_id: int) -> 
         "attention_mask": attended.long(),
         "response_mask": attended & (position >= starts[:, None]),
     }
+
+
+def response_positions(response_mask: Tensor) -> Tensor:
+    """Where in the flat (N, L) the next token is one of a response, (M,) long, in order; response_mask (N, L)."""
+    ahead = torch.zeros_like(response_mask, dtype=torch.bool)
+    ahead[:, :-1] = response_mask[:, 1:].bool()
+    return ahead.flatten().nonzero().squeeze(1)
+
+
+def prompt_columns(
+    prompts: list[list[int]], lengths: list[int], device: torch.device | None = None
+) -> dict[str, Any]:
+    """prompt_lengths: (B,). joined_length: J, tokens of the longest pair as one sequence. even: all 2B separate sequences are
+    equally long. lengths: of the 2B responses."""
+    own = [len(prompt) for prompt in prompts]
+    both = zip(own, lengths[: len(own)], lengths[len(own) :], strict=True)
+    whole = {prompt + response for prompt, response in zip(own * 2, lengths, strict=True)}
+    return {
+        "prompt_lengths": torch.tensor(own, dtype=torch.long, device=device),
+        "joined_length": max(map(sum, both), default=0),
+        "even": len(whole) == 1,
+    }

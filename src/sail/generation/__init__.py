@@ -1,8 +1,7 @@
 """Who speaks: sampling responses, and scoring them."""
 
 from sail.generation.base import Generator, Sampled, SamplingSettings, SeedKey, calls_of_everyone
-from sail.generation.joined import prompt_columns
-from sail.generation.scoring import response_positions, response_scores
+from sail.generation.scoring import response_scores
 from sail.generation.transformers import TransformersGenerator
 
 __all__ = [
@@ -12,7 +11,5 @@ __all__ = [
     "SeedKey",
     "TransformersGenerator",
     "calls_of_everyone",
-    "prompt_columns",
-    "response_positions",
     "response_scores",
 ]

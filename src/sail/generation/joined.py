@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from sail.data.collate import pad_pairs
+from sail.data.collate import pad_pairs, prompt_columns, response_positions
 from sail.generation.decoding import is_full_attention_decoder
 
 TRIAL = (([3, 4, 5], [6, 7], [8, 9, 10]), ([11, 12], [13, 14, 15], [16]))
@@ -162,7 +162,7 @@ def _trial_passed(model: Any) -> bool:
     """Hidden states that predict response tokens, joined and apart: not the log-probs, because a young model's hardly differ. And
     another mask, and other positions, must change them, or the model passes them by."""
     batch = trial_batch(model.device, model.config.get_text_config().vocab_size)
-    places = response_places(batch)
+    places = response_positions(batch["response_mask"])
     was_training = model.training
     model.eval()
     try:
@@ -191,13 +191,6 @@ def mistakes(made: Joined) -> list[dict[str, Tensor]]:
     return [{"attention_mask": causal.expand_as(mask)}, {"position_ids": in_a_row}]
 
 
-def response_places(batch: dict[str, Any]) -> Tensor:
-    """Where in the flat (2B, L) a response token is predicted, (M,)."""
-    ahead = batch["response_mask"].roll(-1, dims=1)
-    ahead[:, -1] = False
-    return ahead.flatten().nonzero().squeeze(1)
-
-
 def _hidden(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """What the head is given, (N, L, H)."""
     seen: list[Tensor] = []
@@ -219,18 +212,3 @@ def trial_batch(device: torch.device, words: int) -> dict[str, Any]:
     batch["lengths"] = torch.tensor([len(response) for _, response in sequences], device=device)
     batch.update(prompt_columns([prompt for prompt, *_ in TRIAL], batch["lengths"].tolist(), device))
     return batch
-
-
-def prompt_columns(
-    prompts: list[list[int]], lengths: list[int], device: torch.device | None = None
-) -> dict[str, Any]:
-    """prompt_lengths: (B,). joined_length: J, tokens of the longest pair as one sequence. even: all 2B separate sequences are
-    equally long. lengths: of the 2B responses."""
-    own = [len(prompt) for prompt in prompts]
-    both = zip(own, lengths[: len(own)], lengths[len(own) :], strict=True)
-    whole = {prompt + response for prompt, response in zip(own * 2, lengths, strict=True)}
-    return {
-        "prompt_lengths": torch.tensor(own, dtype=torch.long, device=device),
-        "joined_length": max(map(sum, both), default=0),
-        "even": len(whole) == 1,
-    }

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sail.data.collate import pad_pairs
+from sail.data.collate import pad_pairs, response_positions
 from sail.generation.head import HeadPass, find_head
 from sail.generation.joined import join, mask_in_type_of_queries
 from sail.generation.unwrap import unwrapped
 from sail.objective import response_log_probs
 
-__all__ = ["accepts_logits_to_keep", "response_positions", "response_scores", "score_sequences", "unwrapped"]
+__all__ = ["accepts_logits_to_keep", "response_scores", "score_sequences", "unwrapped"]
 
 
 def response_scores(
@@ -47,13 +47,6 @@ def response_scores(
     nothing = returned.sum() * 0.0
     scores = _summed(done.log_probs, places, ids) + nothing
     return scores, scores if temperature == 1.0 else _summed(done.tempered, places, ids) + nothing
-
-
-def response_positions(response_mask: Tensor) -> Tensor:
-    """Where in the flat (N, L) the next token is one of a response, (M,) long, in order; response_mask (N, L)."""
-    ahead = torch.zeros_like(response_mask, dtype=torch.bool)
-    ahead[:, :-1] = response_mask[:, 1:].bool()
-    return ahead.flatten().nonzero().squeeze(1)
 
 
 def _summed(log_probs: Tensor, places: Tensor, ids: Tensor) -> Tensor:
