@@ -17,6 +17,8 @@ from peft import LoraConfig
 from tiny import largest_difference, make_model, make_pairs, make_tokenizer, make_trainer, weights_of
 from trl import DPOConfig, DPOTrainer
 
+from sail.generation.joined import joins
+from sail.generation.unwrap import unwrapped
 from sail.training import forward
 
 # PEFT and TRL use names that transformers has deprecated.
@@ -115,6 +117,7 @@ def run_both(
     theirs.model.load_state_dict(copy.deepcopy(mine.model.state_dict()))
     seen, watch = watch_scored(monkeypatch), Watch(theirs.model)
     mine.train()
+    assert joins(unwrapped(mine.model)), "then the path that most runs take would not be compared"
     theirs.train()
     return mine, theirs, seen, watch.seen
 
